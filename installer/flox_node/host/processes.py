@@ -1,0 +1,156 @@
+"""The node's processes: running a program of the node, and finding the one that serves a socket."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flox_node.errors import OutsideError
+from flox_node.host.files import HostFiles
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A program that ended by itself."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True)
+class RunningProcess:
+    """A process of the node, as its procfs shows it. Paths are the node's."""
+
+    pid: int
+    exe: str
+    argv: tuple[str, ...]
+    unit: str | None
+    search_path: tuple[str, ...]
+
+
+class Processes:
+    """Processes of the node below a host root.
+
+    The host's procfs is read through the host root, so neither hostPID nor nsenter is needed.
+    """
+
+    def __init__(self, root: str | Path = "/") -> None:
+        self._files = HostFiles(root)
+        self.root = Path(root)
+
+    def run(
+        self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> Completed:
+        """Run a program of the node, chrooted into the host root, with an almost empty environment.
+
+        Raises:
+            OutsideError: it is not there or did not end within `timeout` seconds.
+        """
+        try:
+            done = subprocess.run(
+                list(argv),
+                input=input,
+                capture_output=True,
+                env={"PATH": _PATH, "LC_ALL": "C", **(env or {})},
+                timeout=timeout,
+                check=False,
+                cwd="/",
+                preexec_fn=None if self.root == Path("/") else self._enter,
+                close_fds=True,
+            )
+        except FileNotFoundError as error:
+            raise OutsideError(f"{argv[0]} is not on this node.") from error
+        except subprocess.TimeoutExpired as error:
+            raise OutsideError(f"{argv[0]} did not end within {timeout:.0f} s.") from error
+        return Completed(done.returncode, done.stdout, done.stderr)
+
+    def which(self, name: str, search_path: Sequence[str]) -> str | None:
+        """The node's path of an executable found on a search path."""
+        for folder in search_path:
+            candidate = f"{folder.rstrip('/')}/{name}"
+            real = self._files.real(candidate)
+            if real.is_file() and os.access(real, os.X_OK):
+                return candidate
+        return None
+
+    def socket_owner(self, socket: str) -> RunningProcess | None:
+        """The process that listens on a unix socket of the node, or None when nobody does."""
+        for pid in self._pids():
+            inodes = self._listening_inodes(pid, socket)
+            if inodes and self._holds(pid, inodes):
+                return self.describe(pid)
+        return None
+
+    def describe(self, pid: int) -> RunningProcess | None:
+        """What procfs says of one process, or None when it is gone or a kernel thread."""
+        folder = self._files.real("/proc") / str(pid)
+        try:
+            exe = os.readlink(folder / "exe").removesuffix(" (deleted)")
+            argv = tuple(_words(folder / "cmdline"))
+            environment = dict(word.split("=", 1) for word in _words(folder / "environ") if "=" in word)
+            unit = unit_of((folder / "cgroup").read_text())
+        except OSError:
+            return None
+        return RunningProcess(pid, exe, argv, unit, tuple(environment.get("PATH", _PATH).split(":")))
+
+    def _enter(self) -> None:
+        os.chroot(self.root)
+        os.chdir("/")
+
+    def _pids(self) -> Iterator[int]:
+        try:
+            names = os.listdir(self._files.real("/proc"))
+        except FileNotFoundError:
+            return
+        yield from sorted(int(name) for name in names if name.isdigit())
+
+    def _listening_inodes(self, pid: int, socket: str) -> set[str]:
+        # Each process has its own view of the sockets (its network namespace), so its own table is asked.
+        wanted = {socket, socket.replace("/run/", "/var/run/", 1)}
+        try:
+            table = (self._files.real("/proc") / str(pid) / "net/unix").read_text()
+        except OSError:
+            return set()
+        # Num RefCount Protocol Flags Type St Inode Path; flag 0x10000 is a listening socket (__SO_ACCEPTCON).
+        rows = (line.split() for line in table.splitlines()[1:])
+        return {row[6] for row in rows if len(row) == 8 and row[7] in wanted and int(row[3], 16) & 0x10000}
+
+    def _holds(self, pid: int, inodes: set[str]) -> bool:
+        folder = self._files.real("/proc") / str(pid) / "fd"
+        wanted = {f"socket:[{inode}]" for inode in inodes}
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            return False
+        return any(_readlink(folder / name) in wanted for name in names)
+
+
+def unit_of(cgroup: str) -> str | None:
+    """The systemd unit in a `/proc/<pid>/cgroup` text: the innermost `.service` of the systemd hierarchy (v1 or v2).
+
+    A node may itself lie in a container (kind), so the unit is looked for from the end of the path.
+    """
+    for line in cgroup.splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        if controllers == "name=systemd" or hierarchy == "0":
+            for part in reversed(path.split("/")):
+                if part.endswith(".service"):
+                    return part
+    return None
+
+
+def _words(file: Path) -> list[str]:
+    return [word.decode(errors="surrogateescape") for word in file.read_bytes().split(b"\0") if word]
+
+
+def _readlink(path: Path) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
