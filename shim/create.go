@@ -1,0 +1,250 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"flox.dev/flox-node/shim/internal/activation"
+	"flox.dev/flox-node/shim/internal/cmdline"
+	"flox.dev/flox-node/shim/internal/node"
+	"flox.dev/flox-node/shim/internal/pod"
+	"flox.dev/flox-node/shim/internal/realise"
+	"flox.dev/flox-node/shim/internal/records"
+	"flox.dev/flox-node/shim/internal/report"
+	"flox.dev/flox-node/shim/internal/rootfs"
+	"flox.dev/flox-node/shim/internal/spec"
+)
+
+// contextFile is the bundle's file that the container sees as activation.ContextFile.
+const contextFile = "flox-ctx.json"
+
+// create prepares a bundle. What is neither a sandbox nor a container of a pod is none of our business.
+func create(call cmdline.Call, policy node.Policy) error {
+	bundle, found := call.Option("bundle", "b")
+	if !found {
+		bundle = "."
+	}
+	bundle, err := filepath.Abs(bundle)
+	if err != nil {
+		return err
+	}
+	config, err := spec.ReadConfig(bundle)
+	if err != nil {
+		return err
+	}
+	annotations := pod.Annotations(config.Annotations)
+	event := report.Event{Level: "info", Container: call.ID()}
+	switch {
+	case annotations.IsSandbox():
+		event.Event = "sandbox"
+		err = createSandbox(call.ID(), annotations, policy, &event)
+	case annotations.IsContainer() && !annotations.Skipped():
+		event.Event = "container"
+		err = createContainer(call.ID(), bundle, config, annotations, &event)
+	default:
+		return nil
+	}
+	if err != nil {
+		event.Level = "error"
+		if event.Message == "" {
+			event.Message = err.Error()
+		} else {
+			event.Message = err.Error() + ": " + event.Message
+		}
+	}
+	report.Log(event)
+	return err
+}
+
+// createSandbox resolves the pod's environment once for all its containers. It happens here, and not in the first
+// container, because the kubelet retries a failed sandbox under every restart policy.
+func createSandbox(id string, annotations pod.Annotations, policy node.Policy, event *report.Event) error {
+	began := time.Now()
+	of, err := annotations.Pod()
+	if err != nil {
+		return err
+	}
+	if of.SandboxID != id {
+		return fmt.Errorf("the sandbox %q calls itself %q", id, of.SandboxID)
+	}
+	event.Namespace, event.Pod, event.Sandbox = of.Namespace, of.Name, of.SandboxID
+	environment, err := annotations.Environment()
+	if err != nil {
+		return err
+	}
+	mode, err := annotations.Mode()
+	if err != nil {
+		return err
+	}
+	if err := annotations.CheckSupported(); err != nil {
+		return err
+	}
+	event.Environment, event.Generation = environment.Name, environment.Generation
+	resolution, detail, err := realise.Run(records.NewRequest(environment, mode, of), policy.Deadline())
+	event.Millis = time.Since(began).Milliseconds()
+	if err != nil {
+		event.Message = detail
+		return err
+	}
+	event.Generation, event.StorePath = resolution.Generation, resolution.StorePath
+	// The root before the look: what is there after it was made stays.
+	err = node.Symlink(resolution.StorePath, node.PodRoot(id))
+	if err == nil {
+		_, err = resolvedView(resolution)
+	}
+	if err == nil {
+		err = records.Write(node.PodRecord(id), records.NewPod(of, resolution))
+	}
+	if err != nil {
+		forgetPod(id)
+	}
+	return err
+}
+
+// createContainer rewrites the bundle of a container so that its command runs in the environment of its pod.
+func createContainer(
+	id, bundle string, config *spec.Config, annotations pod.Annotations, event *report.Event,
+) error {
+	of, err := annotations.Pod()
+	if err != nil {
+		return err
+	}
+	event.Namespace, event.Pod, event.Sandbox = of.Namespace, of.Name, of.SandboxID
+	if !pod.ValidID(id) {
+		return fmt.Errorf("%q is no id of a container", id)
+	}
+	record, err := records.Read[records.Pod](node.PodRecord(of.SandboxID))
+	if err != nil {
+		if os.IsNotExist(err) {
+			return fmt.Errorf("this node has no record of the pod's environment (%s): delete the pod, so that it is "+
+				"created anew", node.PodRecord(of.SandboxID))
+		}
+		return err
+	}
+	resolution := record.Resolution
+	event.Environment, event.Generation = resolution.Environment, resolution.Generation
+	event.StorePath = resolution.StorePath
+	view, err := resolvedView(resolution)
+	if err != nil {
+		return err
+	}
+	root := config.Root
+	if !filepath.IsAbs(root) {
+		root = filepath.Join(bundle, root)
+	}
+	if err := checkRoom(root, config.Mounts); err != nil {
+		return err
+	}
+	environment := activation.Environment{
+		View: view, StorePath: resolution.StorePath, Name: resolution.Environment, Mode: resolution.Mode,
+	}
+	if len(config.Process.Args) == 0 {
+		return errors.New("the container has no command")
+	}
+	start, err := environment.Plan(config.Process.Args)
+	if err != nil {
+		return err
+	}
+	mounts := []spec.Mount{
+		bind(string(view), "/nix", "rbind"),
+		tmpfs(activation.RuntimeDir, "4m"),
+		tmpfs(activation.CacheDir, "64m"),
+	}
+	if start.Context != nil {
+		source := filepath.Join(bundle, contextFile)
+		if err := node.WriteFile(source, start.Context, 0o444); err != nil {
+			return err
+		}
+		mounts = append(mounts, bind(source, activation.ContextFile, "bind"))
+	}
+	if compatible := compatibleLink(resolution); !anyMount(config.Mounts, compatible) {
+		mounts = append(mounts, bind(view.Host(resolution.StorePath), compatible, "bind"))
+	}
+	for _, mount := range mounts {
+		if err := config.AddMount(mount); err != nil {
+			return err
+		}
+	}
+	config.Process.Args = start.Args
+	config.Process.Env = append(activation.Clean(config.Process.Env), start.Env...)
+	// flox-activations needs a HOME. Where the image knows its users, the runtime sets the right one.
+	if !activation.Has(config.Process.Env, "HOME") && !rootfs.HasUsers(root) {
+		config.Process.Env = append(config.Process.Env, "HOME=/")
+	}
+	if err := config.Write(); err != nil {
+		return err
+	}
+	return records.Write(node.ContainerRecord(id),
+		records.NewContainer(id, annotations.ContainerName(), bundle, record, !annotations.ExecSkipped()))
+}
+
+// resolvedView checks that the environment still is on the node.
+func resolvedView(resolution records.Resolution) (activation.View, error) {
+	view := activation.View(node.Path(resolution.View))
+	_, info, err := view.Resolve(resolution.StorePath)
+	if err == nil && !info.IsDir() {
+		err = errors.New("it is no folder")
+	}
+	if err != nil {
+		return "", fmt.Errorf("environment %s, generation %d, is not complete on this node (%w): delete the pod, so that "+
+			"it is fetched again", resolution.Environment, resolution.Generation, err)
+	}
+	return view, nil
+}
+
+// checkRoom refuses a container whose own files or volumes lie where the environment goes.
+func checkRoom(root string, mounts []spec.Mount) error {
+	for _, mount := range mounts {
+		for _, ours := range []string{"/nix", activation.RuntimeDir} {
+			if mount.Within(ours) {
+				return fmt.Errorf("the pod mounts a volume at %q, and %s is the environment's in a pod with "+
+					"runtimeClassName flox: mount it elsewhere", mount.Destination, ours)
+			}
+			if mount.Covers(ours) && mount.Shared() {
+				return fmt.Errorf("the pod mounts %q with mountPropagation Bidirectional: the environment's mount at %s "+
+					"would reach the host; mount a folder that does not hold %s", mount.Destination, ours, ours)
+			}
+		}
+	}
+	has, err := rootfs.HasNix(root)
+	if err != nil {
+		return fmt.Errorf("the container's root file system cannot be read: %w", err)
+	}
+	if has {
+		return errors.New("the image has a /nix of its own, which the environment would hide: use an image without " +
+			"one, for example flox/empty:1.0.0, or list the container in flox.dev/skip-containers")
+	}
+	return nil
+}
+
+// compatibleLink is where the vendor's runtime shows the environment, and where users' scripts look for it.
+func compatibleLink(resolution records.Resolution) string {
+	return "/.flox/run/" + resolution.System + "." + filepath.Base(resolution.Environment) + "." + resolution.Mode
+}
+
+// anyMount says that a volume of the pod lies at, above or below the path.
+func anyMount(mounts []spec.Mount, path string) bool {
+	for _, mount := range mounts {
+		if mount.Destination != "/" && (mount.Within(path) || mount.Covers(path)) {
+			return true
+		}
+	}
+	return false
+}
+
+func bind(source, destination, kind string) spec.Mount {
+	return spec.Mount{
+		Destination: destination, Type: "bind", Source: source,
+		Options: []string{kind, "rprivate", "ro", "nosuid", "nodev"},
+	}
+}
+
+func tmpfs(destination, size string) spec.Mount {
+	return spec.Mount{
+		Destination: destination, Type: "tmpfs", Source: "tmpfs",
+		Options: []string{"nosuid", "nodev", "mode=1777", "size=" + size},
+	}
+}

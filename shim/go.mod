@@ -1,0 +1,3 @@
+module flox.dev/flox-node/shim
+
+go 1.22

@@ -1,0 +1,129 @@
+package activation
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"path"
+	"strings"
+)
+
+// Where the container finds what we mount into it.
+const (
+	// RuntimeDir is a tmpfs of the container's own. Its activation state must be as young as the container: a record
+	// that outlived a restart would make the new process attach to a start that never happened.
+	RuntimeDir = "/run/flox-node"
+	// CacheDir is a tmpfs: hooks expect $FLOX_ENV_CACHE to exist and to be writable for every user.
+	CacheDir    = RuntimeDir + "/cache"
+	ContextFile = RuntimeDir + "/ctx.json"
+	stateDir    = RuntimeDir + "/activation"
+)
+
+// Start is how to start a command in an environment.
+type Start struct {
+	Args    []string
+	Env     []string // NAME=value, to be added
+	Context []byte   // the content of ContextFile; nil when none is needed
+}
+
+// Environment is a built environment in a view.
+type Environment struct {
+	View      View
+	StorePath string
+	Name      string // owner/name
+	Mode      string // run or dev
+}
+
+// Plan chooses the way to start argv. The environment's own flox-activations is told everything in a file and then
+// becomes the command, which so is the container's first process and owns its standard streams. Where the environment
+// has none, its activation script does the same without a record of the start.
+func (e Environment) Plan(argv []string) (Start, error) {
+	activations := path.Join(e.StorePath, "libexec/flox-activations")
+	_, err := e.View.executable(activations)
+	if err == nil {
+		var interpreter, bash string
+		if interpreter, bash, err = e.interpreter(); err == nil {
+			return e.byActivations(activations, interpreter, bash, argv)
+		}
+	}
+	script := path.Join(e.StorePath, "activate")
+	if _, scriptErr := e.View.executable(script); scriptErr != nil {
+		return Start{}, fmt.Errorf("the environment %s cannot be activated (%w): it was built by a Flox older than "+
+			"1.9, or its view is damaged", e.Name, err)
+	}
+	return Start{
+		Args: append([]string{script, "--env", e.StorePath, "--mode", e.Mode, "--"}, argv...),
+		// Versions of the script differ in which of the two they read; the other one is harmless.
+		Env: []string{"FLOX_ENV_CACHE=" + CacheDir, "_FLOX_ENV_CACHE=" + CacheDir},
+	}, nil
+}
+
+// interpreter finds the package of the activation scripts, and the bash that they are written for.
+func (e Environment) interpreter() (folder, bash string, err error) {
+	script, err := e.View.executable(path.Join(e.StorePath, "activate"))
+	if err != nil {
+		return "", "", err
+	}
+	if bash, err = e.View.shebang(script); err != nil {
+		return "", "", err
+	}
+	if _, err = e.View.executable(bash); err != nil {
+		return "", "", err
+	}
+	return path.Dir(script), bash, nil
+}
+
+// attachContext and activateContext are the superset of what flox-activations 1.9 to 1.15 reads.
+type attachContext struct {
+	Env                    string `json:"env"`
+	EnvCache               string `json:"env_cache"`
+	EnvDescription         string `json:"env_description"`
+	FloxActiveEnvironments string `json:"flox_active_environments"`
+	PromptColor1           string `json:"prompt_color_1"`
+	PromptColor2           string `json:"prompt_color_2"`
+	FloxPromptEnvironments string `json:"flox_prompt_environments"`
+	SetPrompt              bool   `json:"set_prompt"`
+	FloxEnvCudaDetection   string `json:"flox_env_cuda_detection"`
+	InterpreterPath        string `json:"interpreter_path"`
+	FloxRuntimeDir         string `json:"flox_runtime_dir"` // required by 1.9.0 and 1.9.1 only
+}
+
+type activateContext struct {
+	FloxActivateStorePath string              `json:"flox_activate_store_path"`
+	AttachCtx             attachContext       `json:"attach_ctx"`
+	ProjectCtx            *struct{}           `json:"project_ctx"` // null: no services, no process beside the command
+	ActivationStateDir    string              `json:"activation_state_dir"`
+	Mode                  string              `json:"mode"`
+	Shell                 map[string]string   `json:"shell"`
+	InvocationType        map[string][]string `json:"invocation_type"`
+	RemoveAfterReading    bool                `json:"remove_after_reading"`
+	MetricsUUID           *string             `json:"metrics_uuid"`
+	DisableHook           bool                `json:"disable_hook"` // the prompt's hook, not the environment's
+}
+
+func (e Environment) byActivations(activations, interpreter, bash string, argv []string) (Start, error) {
+	_, name, _ := strings.Cut(e.Name, "/")
+	context := activateContext{
+		FloxActivateStorePath: e.StorePath,
+		AttachCtx: attachContext{
+			Env: e.StorePath, EnvCache: CacheDir, EnvDescription: e.Name, FloxActiveEnvironments: "[]",
+			PromptColor1: "99", PromptColor2: "141", FloxPromptEnvironments: name, SetPrompt: true,
+			FloxEnvCudaDetection: "0", InterpreterPath: interpreter, FloxRuntimeDir: RuntimeDir,
+		},
+		ActivationStateDir: stateDir,
+		Mode:               e.Mode,
+		Shell:              map[string]string{"bash": bash},
+		InvocationType:     map[string][]string{"execcommand": argv},
+		DisableHook:        true,
+	}
+	var buffer bytes.Buffer
+	encoder := json.NewEncoder(&buffer)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(context); err != nil {
+		return Start{}, err
+	}
+	return Start{
+		Args:    []string{activations, "activate", "--activate-data", ContextFile},
+		Context: buffer.Bytes(),
+	}, nil
+}

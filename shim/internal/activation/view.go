@@ -1,0 +1,87 @@
+// Package activation says how a container's command is started inside an environment.
+package activation
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+)
+
+const maxSymlinks = 40
+
+// View is a folder on the host that a container sees as /nix.
+type View string
+
+// Host gives the place on the host of a path below /nix. The path must have been resolved.
+func (v View) Host(inContainer string) string {
+	return string(v) + strings.TrimPrefix(inContainer, "/nix")
+}
+
+// Resolve follows the symlinks of a path below /nix as the container would, without ever leaving the view, and says
+// what is there. Packages may hold any symlink; one that leads out of /nix is an error.
+func (v View) Resolve(inContainer string) (string, os.FileInfo, error) {
+	resolved, rest := "/", strings.Split(strings.TrimPrefix(inContainer, "/"), "/")
+	var info os.FileInfo
+	for links := 0; len(rest) > 0; {
+		next := path.Join(resolved, rest[0])
+		rest = rest[1:]
+		if next != "/nix" && !strings.HasPrefix(next, "/nix/") {
+			return "", nil, fmt.Errorf("%s leads out of /nix", inContainer)
+		}
+		var err error
+		if info, err = os.Lstat(v.Host(next)); err != nil {
+			return "", nil, fmt.Errorf("%s: %w", inContainer, err)
+		}
+		if info.Mode()&os.ModeSymlink == 0 {
+			resolved = next
+			continue
+		}
+		if links++; links > maxSymlinks {
+			return "", nil, fmt.Errorf("%s: too many symlinks", inContainer)
+		}
+		target, err := os.Readlink(v.Host(next))
+		if err != nil {
+			return "", nil, err
+		}
+		if path.IsAbs(target) {
+			resolved = "/"
+		}
+		rest = append(strings.Split(strings.Trim(target, "/"), "/"), rest...)
+	}
+	return resolved, info, nil
+}
+
+// executable resolves a path to a regular file that may be executed.
+func (v View) executable(inContainer string) (string, error) {
+	resolved, info, err := v.Resolve(inContainer)
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		return "", fmt.Errorf("%s is not executable", inContainer)
+	}
+	return resolved, nil
+}
+
+// shebang gives the interpreter that the first line of a resolved script names.
+func (v View) shebang(script string) (string, error) {
+	file, err := os.Open(v.Host(script))
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	head := make([]byte, 512)
+	n, err := io.ReadFull(file, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", err
+	}
+	line, _, _ := strings.Cut(string(head[:n]), "\n")
+	words := strings.Fields(strings.TrimPrefix(line, "#!"))
+	if !strings.HasPrefix(line, "#!") || len(words) == 0 || !path.IsAbs(words[0]) {
+		return "", fmt.Errorf("%s names no interpreter", script)
+	}
+	return words[0], nil
+}

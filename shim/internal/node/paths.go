@@ -1,0 +1,98 @@
+// Package node knows the files of the node: where they are, the administrator's policy, and the inner runtime.
+package node
+
+import (
+	"os"
+	"path/filepath"
+)
+
+// The paths of the node that the shim uses; nothing else in it names one.
+const (
+	policyFile    = "/etc/flox-node/policy.json"
+	realiseTool   = "/opt/flox-node/bin/flox-node-realise"
+	podDir        = "/run/flox-node/pods"
+	containerDir  = "/run/flox-node/containers"
+	rootDir       = "/nix/var/nix/gcroots/flox-node"
+	eventFile     = "/var/log/flox-node/runtime.jsonl"
+	defaultPath   = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	maxPolicySize = 1 << 20
+)
+
+// prefix stands before every path of the node. It is empty in the product; the tests' build of the shim sets it at
+// link time (-X flox.dev/flox-node/shim/internal/node.prefix=DIR), so that no environment variable can move a path.
+var prefix string
+
+// SetPrefix moves every path of the node below dir, for the Go tests of the other packages.
+func SetPrefix(dir string) { prefix = dir }
+
+// Path gives the place on the host of an absolute path such as /nix/store/....
+func Path(path string) string { return prefix + path }
+
+// RealiseTool is the program of the Python side that turns an environment's name into a store path.
+func RealiseTool() string { return Path(realiseTool) }
+
+// PodRecord is the file that holds what a sandbox was resolved to.
+func PodRecord(sandboxID string) string { return Path(filepath.Join(podDir, sandboxID+".json")) }
+
+// ContainerRecord is the file that says that a container runs in an environment.
+func ContainerRecord(id string) string { return Path(filepath.Join(containerDir, id+".json")) }
+
+// PodRoot is the symlink that keeps a sandbox's environment from Nix' garbage collector.
+func PodRoot(sandboxID string) string { return Path(filepath.Join(rootDir, "pod-"+sandboxID)) }
+
+// EventFile is the node's log of the handler.
+func EventFile() string { return Path(eventFile) }
+
+// SearchPath is the PATH of the programs that the shim starts.
+func SearchPath() string { return defaultPath }
+
+// WriteFile writes a file of ours as a whole: readers see the old content or the new one. A missing folder is made.
+func WriteFile(path string, data []byte, mode os.FileMode) error {
+	err := ReplaceFile(path, data, mode, os.Geteuid(), os.Getegid())
+	if os.IsNotExist(err) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return err
+		}
+		return ReplaceFile(path, data, mode, os.Geteuid(), os.Getegid())
+	}
+	return err
+}
+
+// ReplaceFile puts new content into a file's place with one rename. The temporary file's name cannot be guessed, because
+// process files lie in the host's /tmp.
+func ReplaceFile(path string, data []byte, mode os.FileMode, uid, gid int) error {
+	file, err := os.CreateTemp(filepath.Dir(path), ".flox-*")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err == nil && (uid != os.Geteuid() || gid != os.Getegid()) {
+		err = file.Chown(uid, gid)
+	}
+	if err == nil {
+		err = file.Chmod(mode)
+	}
+	if closed := file.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(file.Name())
+	}
+	return err
+}
+
+// Symlink makes path a symlink to target, replacing what was there as a whole.
+func Symlink(target, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	temporary := path + ".new"
+	_ = os.Remove(temporary)
+	if err := os.Symlink(target, temporary); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
+}

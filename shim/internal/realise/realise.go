@@ -1,0 +1,138 @@
+// Package realise calls the Python side, which resolves an environment's name and brings its closure onto the node.
+package realise
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"flox.dev/flox-node/shim/internal/node"
+	"flox.dev/flox-node/shim/internal/records"
+)
+
+const maxAnswer = 64 << 10
+
+// Run asks for an environment and waits for the answer, at most until the deadline. Then the whole process group of the
+// Python side ends; what it left running elsewhere (a fetch in a unit of its own) goes on, and a retry joins it.
+//
+// The error's text is for the pod's event. The detail, when there is one, is for the node's log only.
+func Run(request records.Request, deadline time.Duration) (resolution records.Resolution, detail string, err error) {
+	input, err := json.Marshal(request)
+	if err != nil {
+		return resolution, "", err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	stdout, stderr := &head{limit: maxAnswer}, &tail{limit: 4 << 10}
+	command := exec.CommandContext(ctx, node.RealiseTool())
+	// Nothing of containerd's environment: above all no LD_LIBRARY_PATH, whose last entry is the current folder.
+	command.Env = []string{"PATH=" + node.SearchPath(), "LC_ALL=C"}
+	command.Dir = "/"
+	command.Stdin, command.Stdout, command.Stderr = bytes.NewReader(input), stdout, stderr
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	command.Cancel = func() error { return syscall.Kill(-command.Process.Pid, syscall.SIGKILL) }
+	command.WaitDelay = time.Second // for a grandchild that holds stdout open
+	// The death signal comes when the *thread* that started the child ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	failure := command.Run()
+
+	subject := describe(request)
+	switch {
+	case ctx.Err() != nil:
+		return resolution, stderr.lastLine(), fmt.Errorf("%s was not ready within %s (code timeout): it may still be "+
+			"fetched, and the next attempt goes on from there; `realise.timeout_s` of the node's policy sets the time",
+			subject, deadline.Round(time.Second))
+	case errors.Is(failure, os.ErrNotExist), errors.Is(failure, os.ErrPermission):
+		return resolution, "", fmt.Errorf("%s cannot be fetched: %w; run `flox-node install` on this node", subject, failure)
+	}
+	answer, err := records.Decode[records.Answer](stdout.buffer.Bytes())
+	switch {
+	case err != nil || stdout.cut:
+		return resolution, stderr.lastLine(), fmt.Errorf("%s cannot be fetched: flox-node-realise gave no usable answer "+
+			"(%s, code bug); /var/log/flox-node/runtime.jsonl of the node says more", subject, ended(failure))
+	case !*answer.OK:
+		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
+	case failure != nil:
+		return resolution, stderr.lastLine(), fmt.Errorf("%s cannot be fetched: flox-node-realise ended with %s after "+
+			"a good answer (code bug)", subject, ended(failure))
+	}
+	return *answer.Resolution, "", matches(request, *answer.Resolution)
+}
+
+// matches refuses an answer to another question.
+func matches(request records.Request, resolution records.Resolution) error {
+	if resolution.Environment != request.Environment || resolution.Mode != request.Mode ||
+		request.Generation != nil && *request.Generation != resolution.Generation {
+		return fmt.Errorf("%s was asked for, and flox-node-realise answered with %s, generation %d, mode %s (code bug)",
+			describe(request), resolution.Environment, resolution.Generation, resolution.Mode)
+	}
+	return nil
+}
+
+func describe(request records.Request) string {
+	if request.Generation == nil {
+		return "environment " + request.Environment
+	}
+	return fmt.Sprintf("environment %s, generation %d,", request.Environment, *request.Generation)
+}
+
+func ended(failure error) string {
+	if failure == nil {
+		return "exit status 0"
+	}
+	return failure.Error()
+}
+
+// head keeps the first bytes of a stream.
+type head struct {
+	buffer bytes.Buffer
+	limit  int
+	cut    bool
+}
+
+func (h *head) Write(data []byte) (int, error) {
+	room := h.limit - h.buffer.Len()
+	if len(data) > room {
+		h.cut = true
+		h.buffer.Write(data[:room])
+	} else {
+		h.buffer.Write(data)
+	}
+	return len(data), nil
+}
+
+// tail keeps the last bytes of a stream.
+type tail struct {
+	data  []byte
+	limit int
+}
+
+func (t *tail) Write(data []byte) (int, error) {
+	t.data = append(t.data, data...)
+	if surplus := len(t.data) - t.limit; surplus > 0 {
+		t.data = append(t.data[:0], t.data[surplus:]...)
+	}
+	return len(data), nil
+}
+
+// lastLine gives the last line of a stream without anything that looks like a token of FloxHub: a traceback ends with
+// the line that says most, and the node's log must not hold a secret.
+func (t *tail) lastLine() string {
+	lines := strings.Split(strings.TrimSpace(string(t.data)), "\n")
+	words := strings.Fields(lines[len(lines)-1])
+	for i, word := range words {
+		if strings.Contains(word, "flox_") || strings.Contains(word, "eyJ") {
+			words[i] = "(removed)"
+		}
+	}
+	return strings.Join(words, " ")
+}

@@ -1,0 +1,250 @@
+// Package records holds what the shim and the Python side tell each other: requests, answers, and records of pods and
+// containers. Their JSON schemas are installer/flox_node/state/schemas/*.schema.json; both sides' tests read the same
+// examples. Fields that a reader does not know are left alone: records only grow.
+package records
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"flox.dev/flox-node/shim/internal/node"
+	"flox.dev/flox-node/shim/internal/pod"
+)
+
+const (
+	schemaVersion = 1
+	maxSize       = 1 << 20
+)
+
+// Request asks the Python side for an environment.
+type Request struct {
+	SchemaVersion int     `json:"schema_version"`
+	Environment   string  `json:"environment"` // owner/name
+	Generation    *int    `json:"generation"`  // null: the live one
+	Mode          string  `json:"mode"`        // run or dev
+	Pod           pod.Pod `json:"pod"`
+}
+
+// NewRequest makes the request for one sandbox.
+func NewRequest(environment pod.Environment, mode string, of pod.Pod) Request {
+	request := Request{SchemaVersion: schemaVersion, Environment: environment.Name, Mode: mode, Pod: of}
+	if environment.Generation > 0 {
+		request.Generation = &environment.Generation
+	}
+	return request
+}
+
+// Check says what is wrong with a request.
+func (r Request) Check() error {
+	return errors.Join(
+		checkVersion(r.SchemaVersion),
+		checkEnvironment(r.Environment),
+		check(r.Generation == nil || *r.Generation >= 1, "generation"),
+		check(r.Mode == "run" || r.Mode == "dev", "mode"),
+		checkPod(r.Pod.Namespace, r.Pod.Name, r.Pod.SandboxID),
+	)
+}
+
+// Resolution is what an environment's name means on this node, for the whole life of a pod.
+type Resolution struct {
+	Environment string `json:"environment"` // owner/name
+	Generation  int    `json:"generation"`
+	Commit      string `json:"commit"` // of the environment's branch
+	Mode        string `json:"mode"`
+	System      string `json:"system"`     // x86_64-linux
+	StorePath   string `json:"store_path"` // of the built environment
+	View        string `json:"view"`       // the folder that containers see as /nix
+}
+
+// Check says what is wrong with a resolution; a right one is safe to build paths from.
+func (r Resolution) Check() error {
+	return errors.Join(
+		checkEnvironment(r.Environment),
+		check(r.Generation >= 1, "generation"),
+		check(len(r.Commit) == 40 && consistsOf(r.Commit, "0123456789abcdef"), "commit"),
+		check(r.Mode == "run" || r.Mode == "dev", "mode"),
+		check(validSystem(r.System), "system"),
+		check(validStorePath(r.StorePath), "store_path"),
+		check(validBelow(r.View, "/nix/var/flox-node/views/"), "view"),
+	)
+}
+
+// Answer is what the Python side says to a request.
+type Answer struct {
+	SchemaVersion int         `json:"schema_version"`
+	OK            *bool       `json:"ok"`
+	Resolution    *Resolution `json:"resolution,omitempty"`
+	Code          string      `json:"code,omitempty"`
+	Message       string      `json:"message,omitempty"`
+}
+
+// Check says what is wrong with an answer.
+func (a Answer) Check() error {
+	if err := errors.Join(checkVersion(a.SchemaVersion), check(a.OK != nil, "ok")); err != nil {
+		return err
+	}
+	if *a.OK {
+		if a.Resolution == nil {
+			return check(false, "resolution")
+		}
+		return a.Resolution.Check()
+	}
+	return errors.Join(
+		check(answerCodes[a.Code], "code"),
+		check(a.Message != "" && len(a.Message) <= 1024 && !strings.ContainsAny(a.Message, "\r\n"), "message"),
+	)
+}
+
+var answerCodes = map[string]bool{
+	"environment-not-found": true, "access-denied": true, "network": true, "unsupported": true,
+	"build-failed": true, "timeout": true, "bad-request": true, "bug": true,
+}
+
+// Pod is the record of a sandbox: all containers of the pod use what it was resolved to.
+type Pod struct {
+	SchemaVersion int        `json:"schema_version"`
+	SandboxID     string     `json:"sandbox_id"`
+	Namespace     string     `json:"namespace"`
+	Name          string     `json:"name"`
+	UID           string     `json:"uid"`
+	Resolution    Resolution `json:"resolution"`
+}
+
+// NewPod makes the record of a sandbox.
+func NewPod(of pod.Pod, resolution Resolution) Pod {
+	return Pod{schemaVersion, of.SandboxID, of.Namespace, of.Name, of.UID, resolution}
+}
+
+// Check says what is wrong with the record of a sandbox.
+func (p Pod) Check() error {
+	return errors.Join(
+		checkVersion(p.SchemaVersion), checkPod(p.Namespace, p.Name, p.SandboxID), p.Resolution.Check(),
+	)
+}
+
+// Container is the record of a container that runs in an environment.
+type Container struct {
+	SchemaVersion     int    `json:"schema_version"`
+	ContainerID       string `json:"container_id"`
+	SandboxID         string `json:"sandbox_id"`
+	Namespace         string `json:"namespace"`
+	Pod               string `json:"pod"`
+	Name              string `json:"name"`
+	Bundle            string `json:"bundle"`
+	StorePath         string `json:"store_path"`
+	EnvironmentInExec *bool  `json:"environment_in_exec"` // false: listed in flox.dev/skip-containers-exec
+}
+
+// NewContainer makes the record of a container.
+func NewContainer(id, name, bundle string, of Pod, inExec bool) Container {
+	return Container{
+		schemaVersion, id, of.SandboxID, of.Namespace, of.Name, name, bundle, of.Resolution.StorePath, &inExec,
+	}
+}
+
+// Check says what is wrong with the record of a container.
+func (c Container) Check() error {
+	return errors.Join(
+		checkVersion(c.SchemaVersion),
+		check(pod.ValidID(c.ContainerID), "container_id"),
+		checkPod(c.Namespace, c.Pod, c.SandboxID),
+		check(c.Name != "", "name"),
+		check(filepath.IsAbs(c.Bundle), "bundle"),
+		check(validStorePath(c.StorePath), "store_path"),
+		check(c.EnvironmentInExec != nil, "environment_in_exec"),
+	)
+}
+
+// Decode reads one record and checks it.
+func Decode[T interface{ Check() error }](data []byte) (T, error) {
+	var record T
+	if err := json.Unmarshal(data, &record); err != nil {
+		return record, err
+	}
+	return record, record.Check()
+}
+
+// Read reads the record in a file. The error of a missing file satisfies os.IsNotExist.
+func Read[T interface{ Check() error }](path string) (T, error) {
+	var none T
+	file, err := os.Open(path)
+	if err != nil {
+		return none, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxSize))
+	if err != nil {
+		return none, err
+	}
+	record, err := Decode[T](data)
+	if err != nil {
+		return none, fmt.Errorf("%s: %w", path, err)
+	}
+	return record, nil
+}
+
+// Write writes a record, readable by root only.
+func Write(path string, record any) error {
+	var buffer bytes.Buffer
+	encoder := json.NewEncoder(&buffer)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(record); err != nil {
+		return err
+	}
+	return node.WriteFile(path, buffer.Bytes(), 0o600)
+}
+
+func check(right bool, field string) error {
+	if right {
+		return nil
+	}
+	return errors.New("the field `" + field + "` is missing or malformed")
+}
+
+func checkVersion(version int) error { return check(version == schemaVersion, "schema_version") }
+
+func checkPod(namespace, name, sandboxID string) error {
+	return errors.Join(
+		check(namespace != "", "namespace"), check(name != "", "name"), check(pod.ValidID(sandboxID), "sandbox_id"),
+	)
+}
+
+func checkEnvironment(name string) error {
+	environment, err := pod.Annotations{"flox.dev/environment": name}.Environment()
+	return check(err == nil && environment.Generation == 0, "environment")
+}
+
+func validSystem(system string) bool {
+	architecture, found := strings.CutSuffix(system, "-linux")
+	return found && architecture != "" && consistsOf(architecture, "abcdefghijklmnopqrstuvwxyz0123456789_")
+}
+
+// validStorePath is ^/nix/store/<32 characters of Nix' base 32>-<name>$.
+func validStorePath(path string) bool {
+	base, found := strings.CutPrefix(path, "/nix/store/")
+	if !found || len(base) < 34 || len(base) > 244 || base[32] != '-' {
+		return false
+	}
+	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	return consistsOf(base[:32], "0123456789abcdfghijklmnpqrsvwxyz") && consistsOf(base[33:], letters+"0123456789+._?=-")
+}
+
+func validBelow(path, folder string) bool {
+	base, found := strings.CutPrefix(path, folder)
+	return found && pod.ValidID(base)
+}
+
+func consistsOf(text, alphabet string) bool {
+	for i := 0; i < len(text); i++ {
+		if strings.IndexByte(alphabet, text[i]) < 0 {
+			return false
+		}
+	}
+	return true
+}

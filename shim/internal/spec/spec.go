@@ -1,0 +1,252 @@
+// Package spec edits the OCI runtime's configuration (config.json) and process files.
+//
+// Both are decoded only as deep as they are edited. Everything else stays the bytes that containerd wrote: fields of
+// newer versions of the specification survive, and no number changes its form.
+package spec
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"flox.dev/flox-node/shim/internal/node"
+)
+
+const maxSize = 16 << 20
+
+type object map[string]json.RawMessage
+
+// Mount is an entry of `mounts`, as far as the shim adds or judges any.
+type Mount struct {
+	Destination string   `json:"destination"`
+	Type        string   `json:"type,omitempty"`
+	Source      string   `json:"source,omitempty"`
+	Options     []string `json:"options,omitempty"`
+}
+
+// Within says that the mount's place is dir or lies below it.
+func (m Mount) Within(dir string) bool { return within(m.Destination, dir) }
+
+// Covers says that the mount's place is dir or lies above it.
+func (m Mount) Covers(dir string) bool { return within(dir, m.Destination) }
+
+// Shared says that mounts made below this one reach the host.
+func (m Mount) Shared() bool {
+	for _, option := range m.Options {
+		if option == "shared" || option == "rshared" {
+			return true
+		}
+	}
+	return false
+}
+
+// within compares cleaned paths: a destination such as /run/../nix is /nix for the runtime as well.
+func within(name, dir string) bool {
+	name, dir = path.Clean("/"+name), path.Clean("/"+dir)
+	return name == dir || dir == "/" || strings.HasPrefix(name, dir+"/")
+}
+
+// Config is a container's config.json.
+type Config struct {
+	Annotations map[string]string
+	Root        string // root.path as written: absolute, or relative to the bundle
+	Mounts      []Mount
+	Process     *Process
+
+	file   file
+	fields object
+	mounts []json.RawMessage
+}
+
+// Process is what one process of a container runs with.
+type Process struct {
+	Args []string
+	Env  []string // NAME=value
+
+	fields object
+}
+
+// ReadConfig reads a bundle's config.json.
+func ReadConfig(bundle string) (*Config, error) {
+	config := &Config{}
+	data, err := config.file.read(path.Join(bundle, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := config.decode(data); err != nil {
+		return nil, fmt.Errorf("%s: %w", config.file.path, err)
+	}
+	return config, nil
+}
+
+func (c *Config) decode(data []byte) error {
+	if err := json.Unmarshal(data, &c.fields); err != nil {
+		return err
+	}
+	var root struct {
+		Path string `json:"path"`
+	}
+	for name, into := range map[string]any{
+		"annotations": &c.Annotations, "mounts": &c.mounts, "root": &root,
+	} {
+		if err := c.fields.get(name, into); err != nil {
+			return err
+		}
+	}
+	c.Root = root.Path
+	for _, raw := range c.mounts {
+		var mount Mount
+		if err := json.Unmarshal(raw, &mount); err != nil {
+			return fmt.Errorf("mounts: %w", err)
+		}
+		c.Mounts = append(c.Mounts, mount)
+	}
+	c.Process = &Process{}
+	return c.Process.decode(c.fields["process"])
+}
+
+// AddMount appends a mount: what is mounted last lies on top.
+func (c *Config) AddMount(mount Mount) error {
+	raw, err := marshal(mount)
+	if err != nil {
+		return err
+	}
+	c.Mounts, c.mounts = append(c.Mounts, mount), append(c.mounts, raw)
+	return nil
+}
+
+// Write replaces config.json with the edited form, keeping mode and owner.
+func (c *Config) Write() error {
+	data, err := c.encode()
+	if err != nil {
+		return err
+	}
+	return c.file.write(data)
+}
+
+func (c *Config) encode() ([]byte, error) {
+	process, err := c.Process.encode()
+	if err != nil {
+		return nil, err
+	}
+	c.fields["process"] = process
+	if err := c.fields.set("mounts", c.mounts); err != nil {
+		return nil, err
+	}
+	return marshal(c.fields)
+}
+
+// ProcessFile is the process.json of an exec.
+type ProcessFile struct {
+	Process
+	file file
+}
+
+// ReadProcess reads the file that `exec --process` names.
+func ReadProcess(name string) (*ProcessFile, error) {
+	process := &ProcessFile{}
+	data, err := process.file.read(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := process.decode(data); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return process, nil
+}
+
+// Write replaces the file with the edited form, keeping mode and owner.
+func (p *ProcessFile) Write() error {
+	data, err := p.encode()
+	if err != nil {
+		return err
+	}
+	return p.file.write(data)
+}
+
+func (p *Process) decode(data []byte) error {
+	if len(data) == 0 {
+		return fmt.Errorf("there is no process")
+	}
+	if err := json.Unmarshal(data, &p.fields); err != nil {
+		return err
+	}
+	if p.fields == nil {
+		return fmt.Errorf("there is no process")
+	}
+	if err := p.fields.get("args", &p.Args); err != nil {
+		return err
+	}
+	return p.fields.get("env", &p.Env)
+}
+
+func (p *Process) encode() ([]byte, error) {
+	if err := p.fields.set("args", p.Args); err != nil {
+		return nil, err
+	}
+	if err := p.fields.set("env", p.Env); err != nil {
+		return nil, err
+	}
+	return marshal(p.fields)
+}
+
+func (o object) get(name string, into any) error {
+	raw, found := o[name]
+	if !found {
+		return nil
+	}
+	if err := json.Unmarshal(raw, into); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+func (o object) set(name string, value any) error {
+	raw, err := marshal(value)
+	o[name] = raw
+	return err
+}
+
+func marshal(value any) ([]byte, error) {
+	var buffer bytes.Buffer
+	encoder := json.NewEncoder(&buffer)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(value)
+	return bytes.TrimRight(buffer.Bytes(), "\n"), err
+}
+
+// file is a regular file that is read and later replaced.
+type file struct {
+	path     string
+	mode     os.FileMode
+	uid, gid int
+}
+
+func (f *file) read(name string) ([]byte, error) {
+	source, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	info, err := source.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSize {
+		return nil, fmt.Errorf("%s is no regular file of at most %d MiB", name, maxSize>>20)
+	}
+	f.path, f.mode = name, info.Mode().Perm()
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		f.uid, f.gid = int(stat.Uid), int(stat.Gid)
+	}
+	return io.ReadAll(io.LimitReader(source, maxSize))
+}
+
+func (f *file) write(data []byte) error {
+	return node.ReplaceFile(f.path, data, f.mode, f.uid, f.gid)
+}

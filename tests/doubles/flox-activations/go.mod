@@ -1,0 +1,3 @@
+module flox.dev/flox-node/tests/doubles/flox-activations
+
+go 1.22
