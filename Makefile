@@ -1,0 +1,57 @@
+# Two commands do all the set-up on a fresh Debian 12 machine, as root: `make demo` and `make test`.
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONTAINERD ?= 1.7
+SOURCES := installer tests hatch_build.py
+
+.PHONY: help setup bed demo test test-unit test-containerd test-node test-full bench lint format clean
+
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(VENV)/.stamp ## Make .venv with flox-node and what its tests need
+
+$(VENV)/.stamp: pyproject.toml hatch_build.py tests/setup.sh
+	@tests/setup.sh $(PYTHON) $(VENV)
+	@touch $@
+
+bed: setup ## Prepare the test bed: containerd, runc, Nix, a payload, node root file systems (cached outside the tree)
+	@$(BIN)/python -m tests.bed prepare
+
+demo: bed ## Boot a node in a box, install, run a Flox pod in it, uninstall (CONTAINERD=1.7 or 2.1)
+	@$(BIN)/python -m tests.demo --containerd $(CONTAINERD)
+
+test: lint test-unit test-containerd test-node ## Lint and run one case of each kind
+
+test-unit: setup
+	@$(BIN)/python -m pytest tests/unit
+
+test-containerd: bed
+	@$(BIN)/python -m pytest tests/containerd
+
+test-node: bed
+	@$(BIN)/python -m pytest tests/node
+
+test-full: bed lint ## Everything, with the long runs
+	@FLOX_NODE_FULL=1 $(BIN)/python -m pytest tests/unit tests/containerd tests/node
+
+bench: bed ## Measure; ONLY=name for one entry. Prints a table and writes bench.json
+	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+
+lint: setup ## Format check, lint, types, layers, gofmt, go vet
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	@$(BIN)/mypy
+	@PYTHONPATH=installer $(BIN)/lint-imports --no-timing 2>&1 | tail -n 4
+	@tests/lint-go.sh
+
+format: setup ## Format the sources
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+clean: ## Remove what was made in the tree (not the bed's cache: `python -m tests.bed clean`)
+	@rm -rf $(VENV) dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache installer/flox_node/_shim
+	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""A folder of ours on the node.
+
+A folder that a plain uninstall keeps carries a mark inside, so that a later install and its purge still know that it
+was made by us and not found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.host import Host
+
+
+@register
+@dataclass(frozen=True)
+class CreateDirectory:
+    """Make `path` with exactly `mode`.
+
+    `keep`: only a purge removes it, then with all in it (the store, the policy's folder). Else it goes when empty.
+    """
+
+    kind: ClassVar[str] = "create-directory"
+
+    path: str
+    mode: int = 0o755
+    keep: bool = False
+
+    @property
+    def key(self) -> str:
+        """See Action."""
+        return f"{self.kind}:{self.path}"
+
+    def describe(self) -> str:
+        """See Action."""
+        return f"create the folder {self.path}"
+
+    def inspect(self, host: Host) -> Missing | None:
+        """See Action."""
+        return None if host.files.is_dir(self.path) else Missing(f"{self.path} is not there")
+
+    def preview(self, host: Host) -> str:
+        """See Action."""
+        return ""
+
+    def capture(self, host: Host) -> Before | None:
+        """See Action."""
+        made_by_us = not host.files.is_dir(self.path) or host.files.lexists(self._mark)
+        return {"created": True} if made_by_us else None
+
+    def execute(self, host: Host, progress: Progress) -> None:
+        """See Action."""
+        if host.files.mkdir(self.path, self.mode) and self.keep:
+            host.files.write_atomic(self._mark, b"")
+
+    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
+        """Remove the folder, but only if we made it."""
+        if not before.get("created"):
+            return
+        if self.keep and purge:
+            host.files.remove_tree(self.path)
+        elif not self.keep and not host.files.listdir(self.path):
+            host.files.remove(self.path)
+
+    @property
+    def _mark(self) -> str:
+        return f"{self.path}/.created-by-flox-node"

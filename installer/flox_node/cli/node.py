@@ -1,0 +1,154 @@
+"""`flox-node plan|install|status|uninstall`: one node, from where its root file system is visible."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flox_node.plan import StepResult
+
+HostRoot = Annotated[
+    Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
+]
+Socket = Annotated[str, typer.Option("--socket", help="The kubelet's CRI socket, as the node names it.")]
+PayloadPath = Annotated[
+    Path, typer.Option("--payload", help="The payload: a folder, or one .tar.zst or .tar.gz.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+_DEFAULT_ROOT = Path("/")
+_DEFAULT_SOCKET = "/run/containerd/containerd.sock"
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the node's commands to the top level."""
+    app.command(epilog="Example: flox-node plan --payload flox-node.tar.zst")(plan)
+    app.command(epilog="Example: flox-node install --payload flox-node.tar.zst")(install)
+    app.command(epilog="Example: flox-node status --json")(status)
+    app.command(epilog="Example: flox-node uninstall --purge")(uninstall)
+
+
+def plan(
+    payload: PayloadPath,
+    host_root: HostRoot = _DEFAULT_ROOT,
+    socket: Socket = _DEFAULT_SOCKET,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
+    from flox_node import plan as runs
+    from flox_node.host import Host
+    from flox_node.payload import open_payload
+
+    with open_payload(payload) as opened:
+        steps = runs.preview(Host.at(host_root), opened, runs.Settings(socket))
+    if as_json:
+        _print_json(steps=_steps(steps))
+        return
+    for step in steps:
+        mark = "=" if step.outcome is runs.Outcome.ALREADY else "+"
+        typer.echo(f"{mark} {step.description}" + (f"  ({step.reason})" if step.reason else ""))
+        if step.diff:
+            typer.echo("".join(f"    {line}\n" for line in step.diff.splitlines()), nl=False)
+    if all(step.outcome is runs.Outcome.ALREADY for step in steps):
+        typer.echo("Nothing to do.")
+
+
+def install(
+    payload: PayloadPath,
+    host_root: HostRoot = _DEFAULT_ROOT,
+    socket: Socket = _DEFAULT_SOCKET,
+    as_json: AsJson = False,
+) -> None:
+    """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
+
+    A node that is one already is not written to, and containerd is not restarted. A run that was killed is finished by
+    the next.
+    """
+    from flox_node import plan as runs
+    from flox_node.host import Host
+    from flox_node.payload import open_payload
+
+    with open_payload(payload) as opened:
+        steps = runs.install(Host.at(host_root), opened, runs.Settings(socket), _reporter(as_json))
+    changed = any(step.outcome is runs.Outcome.DONE for step in steps)
+    if as_json:
+        _print_json(changed=changed, steps=_steps(steps))
+    else:
+        typer.echo("The handler flox is live." if changed else "Nothing to do: the handler flox is live.")
+
+
+def status(host_root: HostRoot = _DEFAULT_ROOT, socket: Socket = _DEFAULT_SOCKET, as_json: AsJson = False) -> None:
+    """Tell what is installed, whether the handler is live, and what differs from the receipt (then exit 7)."""
+    from flox_node import plan as runs
+    from flox_node.errors import DriftError
+    from flox_node.host import Host
+
+    found = runs.status(Host.at(host_root), runs.Settings(socket))
+    if as_json:
+        _print_json(**dataclasses.asdict(found))
+    else:
+        _print_status(found)
+    if found.drift or (found.installed and not found.handler_live):
+        raise typer.Exit(DriftError.exit_code)
+
+
+def uninstall(
+    host_root: HostRoot = _DEFAULT_ROOT,
+    socket: Socket = _DEFAULT_SOCKET,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove the store and the policy too, if an install made them.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Go on although Flox pods run on the node.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take back what installs did: containerd's configuration to the byte, then the rest. Others' later edits stay."""
+    from flox_node import plan as runs
+    from flox_node.host import Host
+
+    steps = runs.uninstall(Host.at(host_root), runs.Settings(socket), _reporter(as_json), purge=purge, force=force)
+    if as_json:
+        _print_json(changed=bool(steps), steps=_steps(steps))
+    else:
+        typer.echo("The node is as before." if steps else "Nothing to do: flox-node is not installed here.")
+
+
+def _reporter(as_json: bool) -> Any:
+    def report(step: StepResult) -> None:
+        if not as_json:
+            seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
+            typer.echo(f"{step.outcome:>8}  {step.description}{seconds}", err=True)
+
+    return report
+
+
+def _steps(steps: list[StepResult]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(step) for step in steps]
+
+
+def _print_json(**body: Any) -> None:
+    typer.echo(json.dumps(body))
+
+
+def _print_status(found: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    table.add_row("installed", f"flox-node {found.version}, payload {found.payload_id}" if found.installed else "no")
+    table.add_row("handler flox", "live" if found.handler_live else "not live")
+    table.add_row("containerd", f"{found.containerd_version or '?'}  {found.containerd_config}")
+    if found.interrupted:
+        table.add_row(
+            "interrupted", "a run was killed; `flox-node install` finishes it, `flox-node uninstall` undoes it"
+        )
+    if found.problem:
+        table.add_row("problem", found.problem)
+    for drift in found.drift:
+        table.add_row("drift", f"{drift.reason}")
+    Console(soft_wrap=True).print(table)
+    if found.drift:
+        typer.echo("-> `flox-node plan` shows the difference, `flox-node install` repairs it.")

@@ -1,0 +1,37 @@
+"""One run at a time: an exclusive lock on the node, released by the kernel when the holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from flox_node.errors import BusyError
+from flox_node.host.files import HostFiles
+
+LOCK_DIR = "/run/flox-node/locks"
+INSTALL_LOCK = f"{LOCK_DIR}/install.lock"
+
+
+@contextlib.contextmanager
+def exclusive(files: HostFiles, path: str = INSTALL_LOCK) -> Iterator[None]:
+    """Hold the lock for the body.
+
+    Raises:
+        BusyError: another run holds it; the text names its pid where it wrote one.
+    """
+    for folder in ("/run", "/run/flox-node", LOCK_DIR):
+        files.mkdir(folder, 0o755)
+    descriptor = os.open(files.real(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise BusyError(f"Another run of flox-node holds {path} (pid {holder}).") from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

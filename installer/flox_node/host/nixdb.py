@@ -1,0 +1,47 @@
+"""The database of a Nix store, read without Nix: which paths are valid, and what they refer to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flox_node.errors import CorruptError
+
+
+@dataclass(frozen=True)
+class ValidPath:
+    """A registered store path. `nar_hash` is "sha256:<hex>", `nar_size` in bytes; `references` may name itself."""
+
+    path: str
+    nar_hash: str
+    nar_size: int
+    references: tuple[str, ...]
+
+
+def valid_paths(database: Path) -> dict[str, ValidPath]:
+    """All registered paths of the database file `.../nix/var/nix/db/db.sqlite`; none when it does not exist.
+
+    Raises:
+        CorruptError: it is no Nix database.
+    """
+    if not database.exists():
+        return {}
+    import contextlib
+    import sqlite3  # 6 ms, and most commands never look into the store
+
+    try:
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            references: dict[int, list[str]] = {}
+            query = "select r.referrer, p.path from Refs r join ValidPaths p on p.id = r.reference order by p.path"
+            for referrer, path in connection.execute(query):
+                references.setdefault(referrer, []).append(path)
+            rows = connection.execute("select id, path, hash, narSize from ValidPaths")
+            return {
+                path: ValidPath(path, nar_hash, nar_size or 0, tuple(references.get(number, ())))
+                for number, path, nar_hash, nar_size in rows
+            }
+    except sqlite3.DatabaseError as error:
+        raise CorruptError(
+            f"The Nix database {database} cannot be read: {error}.",
+            remedy="Check the disk; `nix-store --verify` of a Nix on this node may repair the database.",
+        ) from error

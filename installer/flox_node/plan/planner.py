@@ -1,0 +1,65 @@
+"""From what a node is to the actions that make it a Flox node. Reads, never writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flox_node.actions import Action, CreateDirectory, PlacePayload, RegisterHandler, SwitchPayload, WritePolicy
+from flox_node.actions.switch_payload import BIN, PREFIX
+from flox_node.containerd import daemon
+from flox_node.containerd.cri import CriStatus
+from flox_node.errors import RefusedError
+from flox_node.host import Host
+from flox_node.payload import Payload
+
+HANDLER = "flox"
+SHIM = f"{BIN}/flox-runtime"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an administrator may choose. `socket` is the kubelet's CRI socket."""
+
+    socket: str = daemon.DEFAULT_SOCKET
+
+
+def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
+    """The actions of an install, in order: first what no one uses yet, last the one that makes it live.
+
+    Raises:
+        RefusedError: no containerd behind the socket, or no inner runtime on the node.
+        OutsideError: the CRI does not answer.
+    """
+    found = daemon.find(host, settings.socket)
+    running = daemon.cri(host, settings.socket).wait(10.0)
+    return (
+        CreateDirectory("/opt"),
+        CreateDirectory(PREFIX),
+        CreateDirectory(BIN),
+        CreateDirectory(f"{PREFIX}/payloads"),
+        CreateDirectory("/etc/flox-node", keep=True),
+        CreateDirectory("/nix", keep=True),
+        PlacePayload.of(payload),
+        SwitchPayload(payload.manifest.id, payload.manifest.programs),
+        WritePolicy(inner_runtime(host, found, running)),
+        RegisterHandler(found.config_path, settings.socket, HANDLER, SHIM),
+    )
+
+
+def inner_runtime(host: Host, found: daemon.Daemon, running: CriStatus) -> str:
+    """The absolute path of the OCI runtime that the node's default handler uses.
+
+    Raises:
+        RefusedError: containerd would not find one itself.
+    """
+    default = running.handlers.get(running.default_handler)
+    name = (default.binary_name if default is not None else "") or "runc"
+    if name.startswith("/"):
+        return name
+    path = host.processes.which(name, found.search_path)
+    if path is None:
+        raise RefusedError(
+            f"The node's default runtime {name} is not on containerd's PATH ({':'.join(found.search_path)}).",
+            remedy=f"Install {name} on the node first.",
+        )
+    return path

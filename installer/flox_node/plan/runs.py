@@ -1,0 +1,161 @@
+"""The runs: carrying a plan out under the lock with every step journalled, and taking it back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from flox_node import __version__
+from flox_node.actions import Action, Missing, action_from_json, action_to_json
+from flox_node.containerd import daemon
+from flox_node.errors import InUseError
+from flox_node.host import Host
+from flox_node.host.lock import exclusive
+from flox_node.payload import Payload
+from flox_node.plan.planner import HANDLER, Settings, plan_install
+from flox_node.state.ledger import STATE_DIR, Ledger, Receipt, Record
+
+
+class Outcome(StrEnum):
+    """What became of an action in a run."""
+
+    DONE = "done"
+    ALREADY = "already"
+    NEEDED = "needed"
+    REVERTED = "reverted"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One action's result. `reason` says why it was needed, `diff` what it would write (in a preview)."""
+
+    key: str
+    description: str
+    outcome: Outcome
+    reason: str = ""
+    diff: str = ""
+    seconds: float = 0.0
+
+
+Report = Callable[[StepResult], None]
+
+
+def preview(host: Host, payload: Payload, settings: Settings) -> list[StepResult]:
+    """What an install would do. Writes nothing, takes no lock."""
+    results = []
+    for action in plan_install(host, payload, settings):
+        missing = action.inspect(host)
+        if missing is None:
+            results.append(StepResult(action.key, action.describe(), Outcome.ALREADY))
+        else:
+            diff = action.preview(host)
+            results.append(StepResult(action.key, action.describe(), Outcome.NEEDED, missing.reason, diff))
+    return results
+
+
+def install(host: Host, payload: Payload, settings: Settings, report: Report) -> list[StepResult]:
+    """Bring the node to the desired state; a node that is there already is not written to.
+
+    Raises:
+        FloxNodeError: any of its kinds; what was journalled lets the next install go on and the next uninstall undo it.
+    """
+    with exclusive(host.files):
+        ledger = Ledger.load(host.files)
+        actions = plan_install(host, payload, settings)
+        results = [_carry_out(host, ledger, action, report) for action in actions]
+        if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
+            ledger.conclude(_receipt(host, payload, ledger))
+        return results
+
+
+def uninstall(
+    host: Host, settings: Settings, report: Report, *, purge: bool = False, force: bool = False
+) -> list[StepResult]:
+    """Take back what installs did, last things first.
+
+    Raises:
+        InUseError: sandboxes of the handler exist (unless `force`).
+    """
+    with exclusive(host.files):
+        ledger = Ledger.load(host.files)
+        if not ledger.records:
+            _leave_no_state(host, ledger)
+            return []
+        if not force:
+            _refuse_while_in_use(host, settings)
+        results = [_take_back(host, ledger, record, report, purge=purge) for record in _reversed(ledger)]
+        _leave_no_state(host, ledger)
+        return results
+
+
+def _carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> StepResult:
+    started = time.monotonic()
+    missing = action.inspect(host)
+    record = ledger.records.get(action.key)
+    if missing is None and record is not None and record.done:
+        result = StepResult(action.key, action.describe(), Outcome.ALREADY)
+    else:
+        before = action.capture(host)
+        _ensure_state_folder(host)
+        ledger.begin(action.key, action_to_json(action), before)
+        if missing is not None:
+            action.execute(host, lambda step: ledger.step(action.key, step))
+        ledger.done(action.key)
+        reason = (missing or Missing("it was there, but not recorded")).reason
+        result = StepResult(
+            action.key, action.describe(), Outcome.DONE, reason, seconds=round(time.monotonic() - started, 3)
+        )
+    report(result)
+    return result
+
+
+def _take_back(host: Host, ledger: Ledger, record: Record, report: Report, *, purge: bool) -> StepResult:
+    started = time.monotonic()
+    action = action_from_json(record.action)
+    ledger.reverting(record.key)
+    action.revert(host, record.before, purge=purge)
+    ledger.reverted(record.key)
+    seconds = round(time.monotonic() - started, 3)
+    result = StepResult(record.key, action.describe(), Outcome.REVERTED, seconds=seconds)
+    report(result)
+    return result
+
+
+def _reversed(ledger: Ledger) -> Sequence[Record]:
+    return list(reversed(ledger.records.values()))
+
+
+def _ensure_state_folder(host: Host) -> None:
+    # Not an action: the journal of all actions lies in it.
+    for folder in ("/var", "/var/lib", STATE_DIR):
+        host.files.mkdir(folder, 0o700 if folder == STATE_DIR else 0o755)
+
+
+def _leave_no_state(host: Host, ledger: Ledger) -> None:
+    if host.files.is_dir(STATE_DIR):
+        ledger.conclude(None)
+        host.files.remove_tree(STATE_DIR)
+
+
+def _receipt(host: Host, payload: Payload, ledger: Ledger) -> Receipt:
+    machine_id = (host.files.read_optional("/etc/machine-id") or b"").decode(errors="replace").strip()
+    return Receipt(
+        version=__version__,
+        payload_id=payload.manifest.id,
+        machine_id=machine_id,
+        installed_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        records=tuple(ledger.records.values()),
+    )
+
+
+def _refuse_while_in_use(host: Host, settings: Settings) -> None:
+    users = [
+        f"{sandbox.namespace}/{sandbox.name}"
+        for sandbox in daemon.cri(host, settings.socket).sandboxes()
+        if sandbox.handler == HANDLER and sandbox.ready
+    ]
+    if users:
+        raise InUseError(f"{len(users)} pods use the handler {HANDLER} on this node: {', '.join(sorted(users)[:10])}.")

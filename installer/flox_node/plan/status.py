@@ -1,0 +1,73 @@
+"""What a node is now, beside what the receipt says it should be. Never writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flox_node.actions import action_from_json
+from flox_node.containerd import daemon
+from flox_node.errors import FloxNodeError
+from flox_node.host import Host
+from flox_node.plan.planner import HANDLER, Settings
+from flox_node.state.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One thing that is not as the receipt says."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """A node's state. Empty texts where there is nothing to tell."""
+
+    installed: bool
+    interrupted: bool
+    handler_live: bool
+    version: str
+    payload_id: str
+    containerd_version: str
+    containerd_config: str
+    drift: tuple[Drift, ...]
+    problem: str = ""
+
+
+def status(host: Host, settings: Settings) -> NodeStatus:
+    """Compare the node with its receipt, and ask the CRI which handlers are live.
+
+    Raises:
+        CorruptError, RefusedError: the receipt cannot be read.
+    """
+    ledger = Ledger.load(host.files)
+    drift = []
+    for record in ledger.records.values():
+        try:
+            missing = action_from_json(record.action).inspect(host)
+            reason = missing.reason if missing else "" if record.done else "an interrupted run left it half done"
+        except FloxNodeError as error:
+            reason = error.cause
+        if reason:
+            drift.append(Drift(record.key, reason))
+    version = config = problem = ""
+    live = False
+    try:
+        config = daemon.find(host, settings.socket, patience_s=0).config_path
+        running = daemon.cri(host, settings.socket).status()
+        version, live = running.version, HANDLER in running.handlers
+    except FloxNodeError as error:
+        problem = error.cause
+    receipt = ledger.receipt
+    return NodeStatus(
+        installed=receipt is not None,
+        interrupted=ledger.interrupted,
+        handler_live=live,
+        version=receipt.version if receipt else "",
+        payload_id=receipt.payload_id if receipt else "",
+        containerd_version=version,
+        containerd_config=config,
+        drift=tuple(drift),
+        problem=problem,
+    )

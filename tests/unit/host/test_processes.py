@@ -1,0 +1,60 @@
+"""Finding the process behind a socket, from procfs alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from flox_node.errors import OutsideError
+from flox_node.host import Processes
+from flox_node.host.processes import unit_of
+
+
+def test_the_listener_of_a_socket_is_found(tmp_path: Path) -> None:
+    path = str(tmp_path / "s.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        assert Processes().socket_owner(path) is None, "bound is not yet listening"
+        listener.listen()
+        owner = Processes().socket_owner(path)
+    assert owner is not None
+    assert owner.pid == os.getpid()
+    assert owner.exe == os.readlink("/proc/self/exe")
+
+
+def test_a_client_of_a_socket_is_not_its_owner(tmp_path: Path) -> None:
+    assert Processes().socket_owner(str(tmp_path / "nobody.sock")) is None
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/containerd.service\n", "containerd.service"),
+        ("0::/runtime.slice/containerd.service\n", "containerd.service"),
+        ("1:name=systemd:/box/payload/system.slice/k3s-agent.service\n0::/\n", "k3s-agent.service"),
+        ("0::/system.slice/snap.microk8s.daemon-containerd.service\n", "snap.microk8s.daemon-containerd.service"),
+        ("0::/docker/abc/system.slice/containerd.service/init\n", "containerd.service"),
+        ("4:memory:/system.slice/other.service\n0::/user.slice\n", None),
+    ],
+)
+def test_the_unit_is_read_from_the_systemd_hierarchy(cgroup: str, unit: str | None) -> None:
+    assert unit_of(cgroup) == unit
+
+
+def test_a_program_that_hangs_is_given_up() -> None:
+    with pytest.raises(OutsideError, match="did not end within"):
+        Processes().run(["sleep", "30"], timeout=0.2)
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(OutsideError, match="/no/such/tool is not on this node"):
+        Processes().run(["/no/such/tool"])
+
+
+def test_a_program_runs_with_an_almost_empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOX_FLOXHUB_TOKEN", "secret")
+    done = Processes().run(["/usr/bin/env"])
+    assert sorted(line.split(b"=")[0] for line in done.stdout.splitlines()) == [b"LC_ALL", b"PATH"]
