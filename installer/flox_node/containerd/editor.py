@@ -1,0 +1,367 @@
+"""Register and remove a runtime handler in one file, every other byte as before. Pure: bytes in, bytes out.
+
+The handler's table is appended (or replaced where it stands) as text and the result is parsed again: it must say what
+the source said, plus exactly the tables that were added. Anything else is refused, so no edit can be half right.
+"""
+
+from __future__ import annotations
+
+import copy
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flox_node.containerd import block, schema
+from flox_node.containerd.document import Document, Path, parse
+from flox_node.containerd.merge import merge
+from flox_node.containerd.runtimes import CriSettings, interpret
+from flox_node.containerd.version import ContainerdVersion
+from flox_node.errors import RefusedError
+
+_OUR_BINARY = "flox-runtime"
+_PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{.*?\}\}")
+_ANNOTATIONS = ["flox.dev/*"]
+
+
+@dataclass(frozen=True)
+class Handler:
+    """What to register: `binary_name` is options.BinaryName, `runtime_path` (absolute) the shim that containerd starts."""
+
+    name: str = "flox"
+    binary_name: str | None = "/opt/flox-node/bin/flox-runtime"
+    runtime_path: str | None = None
+
+
+@dataclass(frozen=True)
+class Patch:
+    """The outcome of an edit. `result` is the whole file; with `changed` false it is the source itself."""
+
+    result: bytes
+    changed: bool
+    plugin_id: str
+    inherited: dict[str, Any]
+    """What the handler takes over from the default runtime: `options` (without BinaryName) and `base_runtime_spec`."""
+    added_runc: bool
+    inner_runtime: str | None
+    """BinaryName of the runtime that the handler inherits from; None where it has none (the shim's default: runc)."""
+    inherited_from: str = ""
+    """The name of that runtime."""
+    adopted: str = ""
+    """The text of a foreign handler of the same name that was replaced (`adopt`); `remove` puts it back."""
+
+
+def register(
+    source: bytes,
+    handler: Handler,
+    version: ContainerdVersion,
+    *,
+    template: bool = False,
+    adopt: bool = False,
+    context: CriSettings | None = None,
+) -> Patch:
+    """Register the handler in this file.
+
+    `context` is the CRI of the whole configuration where the file is one of several: its plugin id counts, and its
+    default runtime is inherited from. Without it the file stands alone. `template` accepts a distribution's template whose
+    rendered form is live (`${RUNTIME}` as default runtime). `adopt` replaces a handler of this name that is not ours.
+
+    Raises:
+        RefusedError: registering would be wrong or cannot be done without touching other bytes.
+    """
+    document = parse(source, version)
+    schema.check_supported(version)
+    schema.check_schema(document.version, version)
+    plugin = context.plugin if context else schema.plugin_id(document.data, version)
+    path = _runtimes_path(plugin)
+    target = (*path, handler.name)
+    _refuse_inline_parents(document, target)
+
+    marked = block.find(document, handler.name)
+    base, slot = _without_ours(document, handler, target, marked, version)
+    adopted = marked.adopted if marked else ""
+    if schema.table(base.data, *target) or _defines(base, target):
+        if not adopt:
+            raise RefusedError(
+                f'Line {base.line_of(target)}: a handler "{handler.name}" that is not ours is registered already '
+                f"({_summary(schema.table(base.data, *target))}).",
+                remedy="Remove it with the tool that installed it, or use --adopt: removal brings its lines back.",
+            )
+        adopted, slot, base = _cut_foreign(base, target, version)
+
+    cri = context or interpret(merge([base], version), version)
+    if cri.state == "disabled":
+        raise RefusedError(
+            f"The CRI plugin is disabled: {cri.reason} The kubelet cannot use this containerd.",
+            remedy="Take it out of disabled_plugins (Docker's package ships such a file; containerd's own does not).",
+        )
+    if cri.state == "dead" and not (template and _PLACEHOLDER.search(cri.default_runtime)):
+        raise RefusedError(
+            f"The CRI plugin does not load with this file even without us: {cri.reason}",
+            remedy="Define that runtime or correct the name; use --template if the file is filled in later.",
+        )
+    parent_name, parent = _inherit_from(cri, handler.name, template=template)
+    add_runc = not version.keeps_builtin_runc and not schema.table(base.data, *path)
+
+    tables: dict[Path, dict[str, Any]] = {}
+    if add_runc:
+        tables[(*path, schema.BUILTIN_DEFAULT)] = {"runtime_type": schema.RUNC_V2}
+    tables[target] = table_for(handler, parent)
+    changed = _insert(base, tables, slot, handler.name, adopted)
+    _verify(base, changed, tables, version)
+    same = parse(changed, version).data == document.data and not (adopted and not marked)
+    options = dict(parent.get("options", {}))
+    inner = options.pop("BinaryName", None) or None
+    inherited = {"options": options} if options else {}
+    if "base_runtime_spec" in tables[target]:
+        inherited["base_runtime_spec"] = tables[target]["base_runtime_spec"]
+    return Patch(
+        result=source if same else changed,
+        changed=not same,
+        plugin_id=plugin,
+        inherited=inherited,
+        added_runc=add_runc,
+        inner_runtime=inner,
+        inherited_from=parent_name,
+        adopted=adopted,
+    )
+
+
+def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch:
+    """Take our handler out of this file, under whatever plugin id it stands; a file without it comes back unchanged.
+
+    Lines that others added since stay. A `runc` table that we added goes with it, unless it was edited or the runtimes
+    that others added since would leave containerd 1.x without its default.
+
+    Raises:
+        RefusedError: the handler is the default runtime, or its lines cannot be cut out alone.
+    """
+    document = parse(source, version)
+    result = document
+    plugin = schema.plugin_id(document.data, version)
+    for candidate in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
+        target = (*_runtimes_path(candidate), handler.name)
+        if _is_ours(result, handler, target):
+            plugin = candidate
+            if schema.table(result.data, *target[:3]).get("default_runtime_name") == handler.name:
+                raise RefusedError(
+                    f'"{handler.name}" is the default runtime of this containerd, the CRI plugin would not load without.',
+                    remedy="Set default_runtime_name to another runtime first.",
+                )
+            result, _ = _without_ours(result, handler, target, block.find(result, handler.name), version, restore=True)
+    changed = result.source != source
+    return Patch(result.source, changed, plugin, {}, added_runc=False, inner_runtime=None)
+
+
+def table_for(handler: Handler, parent: Mapping[str, Any]) -> dict[str, Any]:
+    """The handler's table, with what it inherits from the table `parent` of another runtime."""
+    table: dict[str, Any] = {"runtime_type": schema.RUNC_V2}
+    if handler.runtime_path:
+        table["runtime_path"] = handler.runtime_path
+    table["pod_annotations"] = list(_ANNOTATIONS)
+    table["container_annotations"] = list(_ANNOTATIONS)
+    if parent.get("base_runtime_spec"):
+        table["base_runtime_spec"] = parent["base_runtime_spec"]
+    options = {name: value for name, value in parent.get("options", {}).items() if name != "BinaryName"}
+    if handler.binary_name:
+        options = {"BinaryName": handler.binary_name, **options}
+    if options:
+        table["options"] = options
+    return table
+
+
+def _runtimes_path(plugin: str) -> Path:
+    return ("plugins", plugin, "containerd", "runtimes")
+
+
+def _inherit_from(cri: CriSettings, ours: str, *, template: bool) -> tuple[str, Mapping[str, Any]]:
+    """The runtime whose options the handler takes over: the default one if it runs runc, else `runc`."""
+    for name in (cri.default_runtime, schema.BUILTIN_DEFAULT):
+        table = cri.runtimes.get(name)
+        if table is None or name == ours:
+            continue
+        if not isinstance(table.get("options", {}), dict):
+            raise RefusedError(f'`options` of runtime "{name}" is no table.', remedy="Correct it first.")
+        kind = table.get("runtime_type", "")
+        if kind in (schema.RUNC_V2, schema.RUNC_V1) or (template and _PLACEHOLDER.search(str(kind))):
+            return name, table
+        if kind == schema.LINUX_V1:
+            return name, _from_linux_v1(table)
+    kind = cri.runtimes.get(cri.default_runtime, {}).get("runtime_type")
+    raise RefusedError(
+        f'The default runtime "{cri.default_runtime}" is of type {kind!r}, '
+        f'and there is no "runc" of type {schema.RUNC_V2} to take the options from.',
+        remedy=f'Define a runtime "runc" with runtime_type = "{schema.RUNC_V2}".',
+    )
+
+
+def _from_linux_v1(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The oldest way to run runc, in the terms of runc v2."""
+    old = table.get("options", {})
+    options = {
+        "BinaryName": table.get("runtime_engine") or old.get("Runtime"),
+        "Root": table.get("runtime_root") or old.get("RuntimeRoot"),
+        "SystemdCgroup": old.get("SystemdCgroup"),
+    }
+    return {**table, "options": {name: value for name, value in options.items() if value is not None}}
+
+
+def _refuse_inline_parents(document: Document, target: Path) -> None:
+    for statement in document.statements:
+        length = len(statement.path)
+        is_parent = length < len(target) and statement.path == target[:length]
+        if is_parent and statement.kind != "table":
+            name = ".".join(block.key(part) for part in statement.path)
+            what = "an inline table" if statement.kind == "value" else "an array of tables"
+            raise RefusedError(
+                f"Line {statement.line}: `{name}` is {what}, which TOML does not let anybody extend.",
+                remedy=f"Write it as a table with a header: [{name}].",
+            )
+
+
+def _defines(document: Document, target: Path) -> bool:
+    return any(block.below(statement, (target,)) for statement in document.statements)
+
+
+def _is_ours(document: Document, handler: Handler, target: Path) -> bool:
+    """Whether the table at `target` is ours: between our marks, or our binary (a tool may have dropped comments)."""
+    marked = block.find(document, handler.name)
+    inside = [s for s in document.statements if block.below(s, (target,))]
+    if not inside:
+        return False
+    if marked and all(marked.start <= s.start < marked.end for s in inside):
+        return True
+    binary = schema.table(document.data, *target, "options").get("BinaryName")
+    return isinstance(binary, str) and (binary == handler.binary_name or posixpath.basename(binary) == _OUR_BINARY)
+
+
+def _without_ours(
+    document: Document,
+    handler: Handler,
+    target: Path,
+    marked: block.Marked | None,
+    version: ContainerdVersion,
+    *,
+    restore: bool = False,
+) -> tuple[Document, int | None]:
+    """The document without our table, and the place where it stood (None: it was not there).
+
+    With `restore`, a foreign handler that we replaced comes back, and a newline that we added at the end goes.
+    """
+    if not _is_ours(document, handler, target):
+        return document, None
+    runc = (*target[:-1], schema.BUILTIN_DEFAULT)
+    if marked is None or not all(
+        marked.start <= s.start < marked.end for s in document.statements if block.below(s, (target,))
+    ):
+        text, slot = _cut(document, target)
+    else:
+        ours = (target, runc) if _runc_is_ours(document, marked, target, runc) else (target,)
+        kept = block.foreign_lines(document, marked, ours) + (marked.adopted if restore else "")
+        before, after = document.text[: marked.start], document.text[marked.end :]
+        slot = len(before)
+        if marked.newline_added and not after and not kept:
+            before = before.removesuffix(marked.newline)
+            slot = len(before)
+        text = before + kept + after
+    result = parse(document.encode(text), version)
+    expected = _pruned(_without(document.data, target), target)
+    if _pruned(result.data, target) not in (expected, _pruned(_without(expected, runc), target)) and not (
+        marked and marked.adopted
+    ):
+        raise _cannot_cut(document, target)
+    return result, slot
+
+
+def _runc_is_ours(document: Document, marked: block.Marked, target: Path, runc: Path) -> bool:
+    """Whether a `runc` table between our marks is the one that we added, and can go without hurting anybody."""
+    statements = [s for s in document.statements if block.below(s, (runc,))]
+    others = set(schema.table(document.data, *target[:-1])) - {target[-1], schema.BUILTIN_DEFAULT}
+    return (
+        bool(statements)
+        and all(marked.start <= s.start < marked.end for s in statements)
+        and schema.table(document.data, *runc) == {"runtime_type": schema.RUNC_V2}
+        and not others
+    )
+
+
+def _cut_foreign(document: Document, target: Path, version: ContainerdVersion) -> tuple[str, int, Document]:
+    """Cut a foreign handler out: its text, where it stood, and the document without it."""
+    text, slot = _cut(document, target)
+    adopted = document.text[slot : slot + len(document.text) - len(text)]
+    result = parse(document.encode(text), version)
+    if _pruned(result.data, target) != _pruned(_without(document.data, target), target):
+        raise _cannot_cut(document, target)
+    return adopted, slot, result
+
+
+def _cut(document: Document, target: Path) -> tuple[str, int]:
+    """The text without the statements of one table, which must stand together, and the place where they stood."""
+    statements = document.statements
+    inside = [index for index, s in enumerate(statements) if block.below(s, (target,))]
+    if inside[-1] - inside[0] + 1 != len(inside):
+        raise _cannot_cut(document, target)
+    start, end = statements[inside[0]].start, statements[inside[-1]].end
+    return document.text[:start] + document.text[end:], start
+
+
+def _cannot_cut(document: Document, target: Path) -> RefusedError:
+    return RefusedError(
+        f'Line {document.line_of(target)}: the lines of "{target[-1]}" cannot be cut out without touching others.',
+        remedy="Remove that handler from the file by hand.",
+    )
+
+
+def _insert(
+    base: Document, tables: Mapping[Path, Mapping[str, Any]], slot: int | None, name: str, adopted: str
+) -> bytes:
+    """The bytes of `base` with our block: at `slot` where a header or nothing follows, else at the end."""
+    text = base.text
+    following = next((s for s in base.statements if slot is not None and s.start >= slot), None)
+    if slot is None or (following is not None and following.kind == "value"):
+        slot = len(text)
+    before, after = text[:slot], text[slot:]
+    newline_added = bool(before) and not before.endswith("\n")
+    rendered = block.render(
+        name, tables, newline=base.newline, newline_added=newline_added and not after, adopted=adopted
+    )
+    return base.encode(before + (base.newline if newline_added else "") + rendered + after)
+
+
+def _verify(
+    base: Document, changed: bytes, tables: Mapping[Path, Mapping[str, Any]], version: ContainerdVersion
+) -> None:
+    expected = copy.deepcopy(base.data)
+    for path, values in tables.items():
+        parent = expected
+        for part in path[:-1]:
+            parent = parent.setdefault(part, {})
+        parent[path[-1]] = dict(values)
+    if parse(changed, version).data != expected:
+        raise RefusedError(
+            "The handler cannot be added to this file without changing what the rest of it says.",
+            remedy="Please report the file; register the handler by hand meanwhile.",
+        )
+
+
+def _without(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    copied = copy.deepcopy(data)
+    schema.table(copied, *path[:-1]).pop(path[-1], None)
+    return copied
+
+
+def _pruned(data: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`data` without the empty tables on the way to `path`: dotted keys and headers make them appear and vanish."""
+    copied = copy.deepcopy(data)
+    for length in range(len(path) - 1, 0, -1):
+        parent = schema.table(copied, *path[: length - 1])
+        if parent.get(path[length - 1]) == {}:
+            del parent[path[length - 1]]
+    return copied
+
+
+def _summary(table: Mapping[str, Any]) -> str:
+    shown = [f"{name} = {block.value(table[name])}" for name in ("runtime_type", "runtime_path") if name in table]
+    binary = schema.table(dict(table), "options").get("BinaryName")
+    return ", ".join([*shown, *([f"BinaryName = {block.value(binary)}"] if binary else [])]) or "an empty table"

@@ -1,0 +1,211 @@
+"""How containerd makes one configuration of a root file and its imports: the rules of each release.
+
+1.6, 1.7    a later file's `plugins."<id>"` replaces the earlier one whole
+2.0 - 2.2   plugin tables merge key by key; the last declared `version` counts for all files, migration comes afterwards
+2.3 -       every file is migrated first, then merged; 2.3.0 to 2.3.4 refuse a file that declares more than the root
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from flox_node.containerd import schema
+from flox_node.containerd.document import Document
+from flox_node.containerd.version import ContainerdVersion
+from flox_node.errors import RefusedError
+
+Data = dict[str, Any]
+
+_ACCUMULATED = ("imports", "disabled_plugins", "required_plugins")
+_REPLACED_PER_KEY = ("proxy_plugins", "stream_processors", "timeouts")
+_V1_NAMES = {
+    "cri": schema.CRI_GRPC,
+    "cgroups": "io.containerd.monitor.v1.cgroups",
+    "linux": "io.containerd.runtime.v1.linux",
+    "scheduler": "io.containerd.gc.v1.scheduler",
+    "bolt": "io.containerd.metadata.v1.bolt",
+    "task": "io.containerd.runtime.v2.task",
+    "opt": "io.containerd.internal.v1.opt",
+    "restart": "io.containerd.internal.v1.restart",
+    "tracing": "io.containerd.internal.v1.tracing",
+    "otlp": "io.containerd.tracing.processor.v1.otlp",
+    **{
+        name: f"io.containerd.snapshotter.v1.{name}"
+        for name in ("aufs", "btrfs", "devmapper", "native", "overlayfs", "zfs")
+    },
+}
+_MOVED_TO_IMAGES = frozenset(
+    (
+        "sandbox_image",
+        "registry",
+        "image_decryption",
+        "max_concurrent_downloads",
+        "image_pull_progress_timeout",
+        "image_pull_with_sync_fs",
+        "stats_collect_period",
+    )
+)
+_STAYS_IN_GRPC = frozenset(
+    (
+        "disable_tcp_service",
+        "stream_server_address",
+        "stream_server_port",
+        "stream_idle_timeout",
+        "enable_tls_streaming",
+        "x509_key_pair_streaming",
+    )
+)
+_CONTAINERD_MOVED_TO_IMAGES = frozenset(("snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"))
+
+
+def merge(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
+    """One configuration, in the newest schema of this containerd, from files in load order (the root first).
+
+    `plugins` holds what the files say, without built-in defaults. Raises RefusedError where the daemon would not start.
+    """
+    schema.check_supported(containerd)
+    if containerd.major == 1:
+        return _merge_1(documents, containerd)
+    return _merge_2(documents, containerd)
+
+
+def _merge_1(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
+    merged: Data = {}
+    for document in documents:
+        data = copy.deepcopy(document.data)
+        plugins = data.pop("plugins", {})
+        _merge_top_level(merged, data, unique=False)
+        merged.setdefault("plugins", {}).update(plugins)
+    merged.setdefault("plugins", {})
+    declared = int(merged.get("version", 0))
+    schema.check_schema(declared, containerd)
+    if declared >= 2:
+        names = [*merged["plugins"], *merged.get("disabled_plugins", ()), *merged.get("required_plugins", ())]
+        for name in names:
+            if not name.startswith("io.containerd.") or name.count(".") < 3:
+                raise RefusedError(
+                    f'containerd {containerd} refuses the plugin name "{name}" where version = {declared}.',
+                    remedy="Write the full plugin id, e.g. io.containerd.grpc.v1.cri.",
+                )
+    return merged
+
+
+def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
+    newest = containerd.newest_schema
+    merged: Data = {"version": newest, "plugins": {}}
+    root_version = 0
+    for document in documents:
+        data = copy.deepcopy(document.data)
+        declared = int(data.get("version", 0))
+        schema.check_schema(declared, containerd)
+        root_version = root_version or declared
+        if containerd.refuses_newer_dropin and declared > root_version:
+            raise RefusedError(
+                f"containerd {containerd} does not start: an imported file declares version = {declared}, "
+                f"the root file {root_version}.",
+                remedy="Remove the `version` line of the imported file.",
+            )
+        if containerd.migrates_each_file:
+            _migrate(data, declared, merged["version"])
+        elif declared < 2:
+            _migrate_names(data)
+            data["version"] = merged["version"]
+        plugins = data.pop("plugins", {})
+        _merge_top_level(merged, data, unique=True)
+        _merge_deeply(merged["plugins"], plugins)
+    for key in ("disabled_plugins", "required_plugins"):
+        for name in merged.get(key, ()):
+            if "." not in name:
+                raise RefusedError(
+                    f'containerd {containerd} refuses "{name}" in {key}.', remedy="Write the full plugin id there."
+                )
+    if not containerd.migrates_each_file:
+        _migrate(merged, merged["version"], newest)
+    return merged
+
+
+def _merge_top_level(merged: Data, data: Data, *, unique: bool) -> None:
+    """Everything but plugins: lists grow, empty values never win, some tables are replaced per key."""
+    for key, value in data.items():
+        if key in _ACCUMULATED:
+            known = merged.setdefault(key, [])
+            known.extend(item for item in value if not unique or item not in known)
+        elif key in _REPLACED_PER_KEY and isinstance(value, dict):
+            merged.setdefault(key, {}).update(value)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _merge_top_level(merged[key], value, unique=unique)
+        elif value or key not in merged:
+            merged[key] = value
+
+
+def _merge_deeply(merged: Data, data: Data) -> None:
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _merge_deeply(merged[key], value)
+        else:
+            merged[key] = value
+
+
+def _migrate(data: Data, declared: int, newest: int) -> None:
+    """Bring plugin names and the CRI tables from schema `declared` to `newest`, as the daemon does at load."""
+    if declared >= newest:
+        return
+    if declared < 2:
+        _migrate_names(data)
+    data["version"] = newest
+    plugins = data.setdefault("plugins", {})
+    source = plugins.get(schema.CRI_GRPC)
+    if isinstance(source, dict):
+        plugins[schema.CRI_RUNTIME] = _runtime_table(source, plugins.get(schema.CRI_RUNTIME))
+        plugins[schema.CRI_IMAGES] = _images_table(source, plugins.get(schema.CRI_IMAGES))
+
+
+def _migrate_names(data: Data) -> None:
+    data["plugins"] = {_full_name(name): value for name, value in data.get("plugins", {}).items()}
+    for key in ("disabled_plugins", "required_plugins"):
+        if key in data:
+            data[key] = [_full_name(name) for name in data[key]]
+
+
+def _full_name(name: str) -> str:
+    if "." in name:
+        return name
+    if name.endswith("-service"):
+        return f"io.containerd.service.v1.{name}"
+    return _V1_NAMES.get(name, f"io.containerd.grpc.v1.{name}")
+
+
+def _runtime_table(source: Data, present: object) -> Data:
+    """`io.containerd.cri.v1.runtime` out of `io.containerd.grpc.v1.cri`: only keys that are not there yet."""
+    target: Data = present if isinstance(present, dict) else {}
+    for key, value in source.items():
+        if key not in _MOVED_TO_IMAGES | _STAYS_IN_GRPC | {"cni", "containerd"}:
+            target.setdefault(key, value)
+    if isinstance(cni := source.get("cni"), dict):
+        new = target.setdefault("cni", {})
+        for key, value in cni.items():
+            if key == "bin_dir":
+                new["bin_dirs"] = [value]
+            else:
+                new.setdefault(key, value)
+    if isinstance(containerd := source.get("containerd"), dict):
+        new = target.setdefault("containerd", {})
+        for key, value in containerd.items():
+            if key not in _CONTAINERD_MOVED_TO_IMAGES:
+                new.setdefault(key, value)
+    return target
+
+
+def _images_table(source: Data, present: object) -> Data:
+    target: Data = present if isinstance(present, dict) else {}
+    if "sandbox_image" in source:
+        target.setdefault("pinned_images", {}).setdefault("sandbox", source["sandbox_image"])
+    for key in _MOVED_TO_IMAGES - {"sandbox_image"}:
+        if key in source:
+            target.setdefault(key, source[key])
+    for key in _CONTAINERD_MOVED_TO_IMAGES:
+        if key in schema.table(source, "containerd"):
+            target.setdefault(key, source["containerd"][key])
+    return target

@@ -1,0 +1,84 @@
+"""What a merged configuration means for the CRI: is it on, does it load, which handlers are there, which is default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flox_node.containerd import schema
+from flox_node.containerd.version import ContainerdVersion
+from flox_node.errors import RefusedError
+
+
+@dataclass(frozen=True)
+class CriSettings:
+    """The CRI of one configuration.
+
+    `plugin` is the id whose table counts, `defined` the handlers that the files name, `runtimes` all that are in force
+    with their tables (built-in `runc` included). `state` says whether kubelet would get an answer, `reason` why not.
+    """
+
+    state: Literal["ok", "disabled", "dead"]
+    reason: str
+    plugin: str
+    default_runtime: str
+    defined: frozenset[str]
+    runtimes: dict[str, dict[str, Any]]
+
+
+def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSettings:
+    """Read the CRI out of `merge.merge`'s result. Raises RefusedError where a wrong type stops the daemon."""
+    if containerd.major == 1:
+        plugin = schema.CRI_GRPC if int(merged.get("version", 0)) >= 2 else schema.CRI
+    else:
+        plugin = schema.CRI_RUNTIME
+    settings = _table(schema.table(merged, "plugins"), plugin)
+    section = _table(settings, "containerd")
+    files = {name: _table(_table(section, "runtimes"), name) for name in _table(section, "runtimes")}
+    builtin: dict[str, dict[str, Any]] = {schema.BUILTIN_DEFAULT: {"runtime_type": schema.RUNC_V2}}
+    default = section.get("default_runtime_name", schema.BUILTIN_DEFAULT)
+
+    if containerd.keeps_builtin_runc:
+        runtimes = {**builtin, **files}
+        if schema.BUILTIN_DEFAULT in files:
+            runtimes[schema.BUILTIN_DEFAULT] = {**builtin[schema.BUILTIN_DEFAULT], **files[schema.BUILTIN_DEFAULT]}
+    else:
+        runtimes = dict(files) or builtin
+        old_default = _table(section, "default_runtime")
+        if old_default.get("runtime_type"):  # removed in 2.0; on 1.x it silently becomes the default
+            runtimes["default"] = old_default
+            default = "default"
+        old_untrusted = _table(section, "untrusted_workload_runtime")
+        if old_untrusted.get("runtime_type"):
+            runtimes.setdefault("untrusted", old_untrusted)
+
+    def result(state: Literal["ok", "disabled", "dead"], reason: str = "") -> CriSettings:
+        return CriSettings(state, reason, plugin, str(default), frozenset(files), runtimes)
+
+    if disabled := _disabled_by(merged, plugin, containerd):
+        return result("disabled", f'disabled_plugins names "{disabled}".')
+    if default not in runtimes:
+        return result("dead", f'default_runtime_name is "{default}", but no such runtime is defined.')
+    for name, runtime in runtimes.items():
+        for key in ("runtime_engine", "runtime_root"):
+            if (
+                not containerd.keeps_builtin_runc
+                and runtime.get(key)
+                and runtime.get("runtime_type") != schema.LINUX_V1
+            ):
+                return result("dead", f'{key} of runtime "{name}" works only for {schema.LINUX_V1}.')
+    return result("ok")
+
+
+def _disabled_by(merged: dict[str, Any], plugin: str, containerd: ContainerdVersion) -> str | None:
+    needed = [plugin] if containerd.major == 1 else [schema.CRI_GRPC, schema.CRI_RUNTIME, schema.CRI_IMAGES]
+    return next((name for name in needed if name in merged.get("disabled_plugins", ())), None)
+
+
+def _table(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    value = parent.get(key, {})
+    if not isinstance(value, dict):
+        raise RefusedError(
+            f"containerd refuses the file: `{key}` is no table ({value!r}).", remedy=f"Correct `{key}` first."
+        )
+    return value
