@@ -1,0 +1,117 @@
+"""`flox-node payload`: build, inspect and verify payloads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flox_node.payload import Manifest
+
+app = typer.Typer(
+    help="Build, inspect and verify payloads: what flox-node puts on a node.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Source = Annotated[Path, typer.Argument(help="A payload's folder, or its .tar.zst or .tar.gz.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command(
+    epilog="Example: flox-node payload build --store / --entry flox=/nix/store/<hash>-flox-1.14.1/bin/flox "
+    "--entry nix-store=/nix/store/<hash>-nix-2.31.5/bin/nix-store --shim dist/flox-runtime -o flox-node.tar.zst"
+)
+def build(
+    store: Annotated[Path, typer.Option(help="The folder that holds nix/store and nix/var/nix/db.")],
+    entry: Annotated[list[str], typer.Option(help="NAME=/nix/store/... of a program; may be repeated.")],
+    shim: Annotated[Path, typer.Option(help="The built flox-runtime.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a name in .tar.zst or .tar.gz.")],
+    path: Annotated[list[str] | None, typer.Option(help="A further store path to hold; may be repeated.")] = None,
+    registration: Annotated[
+        Path | None, typer.Option(help="The output of nix-store --dump-db, where the store has no database.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="The Nix system of the nodes.")] = "x86_64-linux",
+    as_json: AsJson = False,
+) -> None:
+    """Build a payload out of a Nix store. The same input gives the same bytes."""
+    from flox_node import __version__
+    from flox_node.errors import UsageError
+    from flox_node.payload.build import Recipe
+    from flox_node.payload.build import build as build_payload
+
+    malformed = [text for text in entry if not text.partition("=")[2].startswith("/nix/store/")]
+    if malformed:
+        raise UsageError(f"--entry {malformed[0]} is not NAME=/nix/store/...")
+    recipe = Recipe(
+        store_root=store,
+        entry_points={name: target for name, _, target in (text.partition("=") for text in entry)},
+        shim=shim,
+        version=__version__,
+        system=system,
+        extra_paths=tuple(path or ()),
+        registration=registration,
+    )
+    _show(build_payload(recipe, output), "built", as_json)
+
+
+@app.command(epilog="Example: flox-node payload inspect flox-node.tar.zst")
+def inspect(source: Source, as_json: AsJson = False) -> None:
+    """Show what a payload holds. Only its manifest is read."""
+    from flox_node.payload import open_payload
+
+    manifest = open_payload(source).manifest
+    if as_json:
+        from flox_node.payload.manifest import dump
+
+        typer.echo(dump(manifest).decode(), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("store path", "size", title=f"payload {manifest.id}", title_justify="left", box=None)
+    table.columns[1].justify = "right"
+    for path in sorted(manifest.store_paths, key=lambda path: path.nar_size, reverse=True):
+        table.add_row(path.path, _mebibytes(path.nar_size))
+    for file in manifest.files:
+        table.add_row(file.path, _mebibytes(file.size))
+    console = Console(soft_wrap=True)
+    console.print(f"flox-node {manifest.version} for {manifest.system}, {_mebibytes(manifest.size)}", highlight=False)
+    for name, target in manifest.entry_points.items():
+        console.print(f"  {name:<18} {target}", highlight=False)
+    console.print(table)
+
+
+@app.command(epilog="Example: flox-node payload verify flox-node.tar.zst")
+def verify(source: Source, as_json: AsJson = False) -> None:
+    """Compare every bit of a payload with its manifest; exit code 8 names what is damaged."""
+    from flox_node.payload import open_payload
+    from flox_node.payload import verify as verify_payload
+
+    _show(verify_payload(open_payload(source)), "whole", as_json)
+
+
+def _show(manifest: Manifest, word: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "result": word,
+                    "id": manifest.id,
+                    "version": manifest.version,
+                    "system": manifest.system,
+                    "store_paths": len(manifest.store_paths),
+                    "size": manifest.size,
+                }
+            )
+        )
+    else:
+        count = len(manifest.store_paths)
+        typer.echo(f"{word}: payload {manifest.id} ({count} store paths, {_mebibytes(manifest.size)})")
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"

@@ -1,0 +1,21 @@
+"""The payload: what one version of flox-node puts on a node. Built, inspected, verified and placed here."""
+
+from flox_node.payload.archive import open_payload
+from flox_node.payload.manifest import Manifest, PayloadFile, StorePath
+from flox_node.payload.place import Placed, Survey, place, survey, unplace
+from flox_node.payload.source import Payload
+from flox_node.payload.verify import verify
+
+__all__ = [
+    "Manifest",
+    "Payload",
+    "PayloadFile",
+    "Placed",
+    "StorePath",
+    "Survey",
+    "open_payload",
+    "place",
+    "survey",
+    "unplace",
+    "verify",
+]
