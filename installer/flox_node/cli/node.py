@@ -43,8 +43,7 @@ def plan(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    with open_payload(payload) as opened:
-        steps = runs.preview(Host.at(host_root), opened, runs.Settings(socket))
+    steps = runs.preview(Host.at(host_root), open_payload(payload), runs.Settings(socket))
     if as_json:
         _print_json(steps=_steps(steps))
         return
@@ -72,8 +71,7 @@ def install(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    with open_payload(payload) as opened:
-        steps = runs.install(Host.at(host_root), opened, runs.Settings(socket), _reporter(as_json))
+    steps = runs.install(Host.at(host_root), open_payload(payload), runs.Settings(socket), _reporter(as_json))
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:
         _print_json(changed=changed, steps=_steps(steps))

@@ -14,6 +14,7 @@ from flox_node.payload import Payload
 
 HANDLER = "flox"
 SHIM = f"{BIN}/flox-runtime"
+_LINKED = ("flox", "flox-node", "flox-node-realise")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,15 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         CreateDirectory("/etc/flox-node", keep=True),
         CreateDirectory("/nix", keep=True),
         PlacePayload.of(payload),
-        SwitchPayload(payload.manifest.id, payload.manifest.programs),
+        SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
         RegisterHandler(found.config_path, settings.socket, HANDLER, SHIM),
     )
+
+
+def _programs(payload: Payload) -> tuple[str, ...]:
+    # The payload's other entry points (git, nix-store) are for its own use and get no stable name.
+    return ("flox-runtime", *(name for name in _LINKED if name in payload.manifest.entry_points))
 
 
 def inner_runtime(host: Host, found: daemon.Daemon, running: CriStatus) -> str:

@@ -1,0 +1,285 @@
+"""Installing and uninstalling on a fake node: what is left after every way a run can end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, RolledBackError
+from flox_node.host.lock import exclusive
+from flox_node.payload import Payload, open_payload
+from flox_node.payload.build import Recipe, build
+from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
+from flox_node.state.ledger import JOURNAL, RECEIPT, Ledger
+from tests.unit.fake_node import KUBEADM, FakeNode
+
+SETTINGS = Settings()
+_HASH = "0123456789abcdfghijklmnpqrsvwxyz"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def _ignore(_: StepResult) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
+    folder = tmp_path_factory.mktemp("payload")
+    name = f"/nix/store/{_HASH}-tools"
+    tools = folder / "root" / name.lstrip("/") / "bin"
+    tools.mkdir(parents=True)
+    for program in ("flox", "flox-node", "flox-node-realise", "nix-store"):
+        (tools / program).write_text(program)
+        (tools / program).chmod(0o755)
+    from flox_node.host.trees import walk
+    from flox_node.payload.nar import nar_of  # the registration needs the true hash
+
+    digest = nar_of(walk(tools.parent))
+    registration = folder / "registration"
+    registration.write_text(f"{name}\n{digest.nar_hash.removeprefix('sha256:')}\n{digest.nar_size}\n\n0\n")
+    shim = folder / "flox-runtime"
+    shim.write_bytes(b"shim")
+    entry_points = {
+        program: f"{name}/bin/{program}" for program in ("flox", "flox-node", "flox-node-realise", "nix-store")
+    }
+    recipe = Recipe(folder / "root", entry_points, shim, "0.1.0", registration=registration)
+    build(recipe, folder / "payload")
+    return open_payload(folder / "payload")
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[FakeNode]:
+    node = FakeNode(tmp_path / "node")
+    with node.containerd.serving():
+        yield node
+
+
+def test_an_install_registers_the_handler_and_restarts_containerd_once(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    assert node.containerd.restarts == 1
+    assert node.containerd.handlers["flox"]["options"]["BinaryName"] == "/opt/flox-node/bin/flox-runtime"
+    assert node.containerd.handlers["flox"]["options"]["SystemdCgroup"] is True
+    assert KUBEADM.strip() in node.config.read_text()
+    assert (node.root / "opt/flox-node/bin/flox-runtime").read_bytes() == b"shim"
+    assert json.loads((node.root / "etc/flox-node/policy.json").read_text())["inner_runtime"] == "/usr/sbin/runc"
+
+
+def test_a_second_install_writes_nothing_and_restarts_nothing(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    before = {path: path.lstat().st_mtime_ns for path in node.root.rglob("*") if "run" not in path.parts}
+    results = install(node.host, payload, SETTINGS, _ignore)
+    assert {result.outcome for result in results} == {Outcome.ALREADY}
+    assert {path: path.lstat().st_mtime_ns for path in node.root.rglob("*") if "run" not in path.parts} == before
+    assert node.containerd.restarts == 1
+
+
+def test_the_units_that_a_restart_takes_down_run_again(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    assert node.systemd.active["kubelet.service"]
+
+
+def test_a_purging_uninstall_leaves_the_node_as_it_was_to_the_byte(node: FakeNode, payload: Payload) -> None:
+    before = node.tree()
+    install(node.host, payload, SETTINGS, _ignore)
+    uninstall(node.host, SETTINGS, _ignore, purge=True)
+    assert node.tree() == before
+    assert "flox" not in node.containerd.handlers
+
+
+def test_a_plain_uninstall_keeps_the_store_and_the_policy_and_a_later_purge_removes_them(
+    node: FakeNode, payload: Payload
+) -> None:
+    before = node.tree()
+    install(node.host, payload, SETTINGS, _ignore)
+    uninstall(node.host, SETTINGS, _ignore)
+    kept = set(node.tree()) - set(before)
+    assert f"nix/store/{_HASH}-tools/bin/flox" in kept
+    assert {path.split("/")[0] for path in kept} == {"nix", "etc"}
+    assert node.config.read_text() == KUBEADM
+    install(node.host, payload, SETTINGS, _ignore)
+    uninstall(node.host, SETTINGS, _ignore, purge=True)
+    assert node.tree() == before
+
+
+def test_a_store_that_was_there_before_us_survives_a_purge(node: FakeNode, payload: Payload) -> None:
+    theirs = node.root / "nix/store/00000000000000000000000000000000-theirs"
+    theirs.mkdir(parents=True)
+    install(node.host, payload, SETTINGS, _ignore)
+    uninstall(node.host, SETTINGS, _ignore, purge=True)
+    assert theirs.is_dir()
+
+
+def test_what_others_wrote_into_the_configuration_since_survives_an_uninstall(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    node.config.write_text(node.config.read_text() + '\n[debug]\n  level = "debug"\n')
+    uninstall(node.host, SETTINGS, _ignore)
+    text = node.config.read_text()
+    assert "flox" not in text
+    assert text.startswith(KUBEADM)
+    assert 'level = "debug"' in text
+
+
+def test_a_plan_writes_nothing_and_shows_the_diff(node: FakeNode, payload: Payload) -> None:
+    before = node.tree()
+    steps = preview(node.host, payload, SETTINGS)
+    assert node.tree() == before
+    assert not (node.root / "run/flox-node").exists()
+    diff = next(step.diff for step in steps if step.key.startswith("register-handler"))
+    assert "+++ /etc/containerd/config.toml" in diff
+    assert "-" not in {line[0] for line in diff.splitlines()[2:]}, "nothing of theirs goes"
+
+
+def _kill_points(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch, at: int) -> bool:
+    """Run with a kill right after the journal entry number `at`; False when the run has fewer entries."""
+    entries = 0
+    append = Ledger._append
+
+    def counting(self: Ledger, entry: dict[str, object]) -> None:
+        nonlocal entries
+        append(self, entry)
+        entries += 1
+        if entries == at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_append", counting)
+        try:
+            run()
+        except Killed:
+            return True
+    return False
+
+
+def test_an_install_killed_after_any_journal_entry_is_finished_by_the_next(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(1, 100):
+        node = FakeNode(tmp_path / f"n{at}")
+        before = node.tree()
+        with node.containerd.serving():
+            if not _kill_points(lambda node=node: install(node.host, payload, SETTINGS, _ignore), monkeypatch, at):
+                break
+            assert status(node.host, SETTINGS).interrupted
+            install(node.host, payload, SETTINGS, _ignore)
+            assert not status(node.host, SETTINGS).drift
+            assert "flox" in node.containerd.handlers
+            uninstall(node.host, SETTINGS, _ignore, purge=True)
+            assert node.tree() == before
+    assert at > 15, "an install has more journal entries than that"
+
+
+def test_an_install_killed_after_any_journal_entry_is_undone_by_an_uninstall(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(1, 100):
+        node = FakeNode(tmp_path / f"n{at}")
+        before = node.tree()
+        with node.containerd.serving():
+            if not _kill_points(lambda node=node: install(node.host, payload, SETTINGS, _ignore), monkeypatch, at):
+                break
+            uninstall(node.host, SETTINGS, _ignore, purge=True)
+            assert node.tree() == before
+            assert set(node.containerd.handlers) == {"runc"}
+    assert at > 15
+
+
+def test_an_uninstall_killed_after_any_journal_entry_is_finished_by_the_next(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in range(1, 100):
+        node = FakeNode(tmp_path / f"n{at}")
+        before = node.tree()
+        with node.containerd.serving():
+            install(node.host, payload, SETTINGS, _ignore)
+            killed = _kill_points(
+                lambda node=node: uninstall(node.host, SETTINGS, _ignore, purge=True), monkeypatch, at
+            )
+            if not killed:
+                break
+            uninstall(node.host, SETTINGS, _ignore, purge=True)
+            assert node.tree() == before
+    assert at > 10
+
+
+def test_a_containerd_that_does_not_serve_the_handler_gets_its_old_bytes_back(node: FakeNode, payload: Payload) -> None:
+    node.containerd.ignore_handlers = {"flox"}
+    with pytest.raises(RolledBackError, match="does not serve the handler flox"):
+        install(node.host, payload, SETTINGS, _ignore)
+    assert node.config.read_text() == KUBEADM
+    assert node.systemd.active["kubelet.service"]
+
+
+def test_a_containerd_that_loses_a_former_handler_gets_its_old_bytes_back(node: FakeNode, payload: Payload) -> None:
+    node.containerd.ignore_handlers = {"runc"}
+    with pytest.raises(RolledBackError, match="lost or changed the handler runc"):
+        install(node.host, payload, SETTINGS, _ignore)
+    assert node.config.read_text() == KUBEADM
+
+
+def test_a_containerd_that_stays_down_is_reported_with_the_old_bytes_in_place(node: FakeNode, payload: Payload) -> None:
+    node.containerd.refuses_to_start = True
+    with pytest.raises(OutsideError, match="Its old configuration is back"):
+        install(node.host, payload, SETTINGS, _ignore)
+    assert node.config.read_text() == KUBEADM
+
+
+def test_a_configuration_that_cannot_be_edited_is_refused_before_anything_of_it_is_written(
+    tmp_path: Path, payload: Payload
+) -> None:
+    node = FakeNode(tmp_path / "node", config='version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  x = 1\n')
+    node.containerd.handlers = {"runc": {"runtimeType": "io.containerd.runc.v2", "options": None}}
+    node.config.write_text('disabled_plugins = ["io.containerd.grpc.v1.cri"]\nversion = 2\n')
+    with node.containerd.serving(), pytest.raises(RefusedError, match="disabled"):
+        install(node.host, payload, SETTINGS, _ignore)
+    assert node.config.read_text() == 'disabled_plugins = ["io.containerd.grpc.v1.cri"]\nversion = 2\n'
+    assert node.containerd.restarts == 0
+
+
+def test_an_uninstall_is_refused_while_flox_pods_run_and_names_them(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    node.containerd.sandboxes = [("web", "flox"), ("other", "runc")]
+    with pytest.raises(InUseError, match="default/web"):
+        uninstall(node.host, SETTINGS, _ignore)
+    assert "flox" in node.containerd.handlers
+    uninstall(node.host, SETTINGS, _ignore, force=True)
+    assert "flox" not in node.containerd.handlers
+
+
+def test_an_uninstall_of_a_node_without_us_does_nothing(node: FakeNode) -> None:
+    before = node.tree()
+    assert uninstall(node.host, SETTINGS, _ignore) == []
+    assert node.tree() == before
+    assert node.containerd.restarts == 0
+
+
+def test_two_runs_at_once_are_refused(node: FakeNode, payload: Payload) -> None:
+    with exclusive(node.host.files), pytest.raises(BusyError, match="Another run"):
+        install(node.host, payload, SETTINGS, _ignore)
+
+
+def test_a_repair_captures_what_the_other_tool_wrote(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    theirs = KUBEADM.replace("pause:3.9", "pause:3.10")
+    node.config.write_text(theirs)
+    found = status(node.host, SETTINGS)
+    assert [drift.key for drift in found.drift] == ["register-handler:/etc/containerd/config.toml"]
+    install(node.host, payload, SETTINGS, _ignore)
+    assert not status(node.host, SETTINGS).drift
+    uninstall(node.host, SETTINGS, _ignore)
+    assert node.config.read_text() == theirs
+
+
+def test_a_receipt_and_no_journal_are_left_by_an_install(node: FakeNode, payload: Payload) -> None:
+    install(node.host, payload, SETTINGS, _ignore)
+    assert node.host.files.exists(RECEIPT)
+    assert not node.host.files.exists(JOURNAL)
+    found = status(node.host, SETTINGS)
+    assert found.installed
+    assert found.handler_live
+    assert found.payload_id == payload.manifest.id
