@@ -55,12 +55,13 @@ func Run(request records.Request, deadline time.Duration) (resolution records.Re
 		return resolution, "", fmt.Errorf("%s cannot be fetched: %w; run `flox-node install` on this node", subject, failure)
 	}
 	answer, err := records.Decode[records.Answer](stdout.buffer.Bytes())
+	refused := answer.OK != nil && !*answer.OK && answer.Message != ""
 	switch {
+	case refused: // also when the rest of the answer is malformed: its text says most
+		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
 	case err != nil || stdout.cut:
 		return resolution, stderr.lastLine(), fmt.Errorf("%s cannot be fetched: flox-node-realise gave no usable answer "+
 			"(%s, code bug); /var/log/flox-node/runtime.jsonl of the node says more", subject, ended(failure))
-	case !*answer.OK:
-		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
 	case failure != nil:
 		return resolution, stderr.lastLine(), fmt.Errorf("%s cannot be fetched: flox-node-realise ended with %s after "+
 			"a good answer (code bug)", subject, ended(failure))

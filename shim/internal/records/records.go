@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/pod"
@@ -97,7 +98,7 @@ func (a Answer) Check() error {
 	}
 	return errors.Join(
 		check(answerCodes[a.Code], "code"),
-		check(a.Message != "" && len(a.Message) <= 1024 && !strings.ContainsAny(a.Message, "\r\n"), "message"),
+		check(a.Message != "" && utf8.RuneCountInString(a.Message) <= 1024 && !strings.ContainsAny(a.Message, "\r\n"), "message"),
 	)
 }
 
