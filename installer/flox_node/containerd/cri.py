@@ -8,6 +8,7 @@ a failed one has none. Field numbers are those of k8s.io/cri-api runtime.v1.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -76,6 +77,10 @@ class CriClient:
         Raises:
             OutsideError: the socket does not answer, or containerd runs without its CRI plugin.
         """
+        with _reported():
+            return self._status()
+
+    def _status(self) -> CriStatus:
         version = ""
         for number, value in _fields(self._call("Version")):
             if number == 3:
@@ -109,6 +114,10 @@ class CriClient:
         Raises:
             OutsideError: as `status`.
         """
+        with _reported():
+            return self._sandboxes()
+
+    def _sandboxes(self) -> list[Sandbox]:
         found = []
         for number, value in _fields(self._call("ListPodSandbox")):
             if number != 1:
@@ -142,16 +151,22 @@ class CriClient:
             time.sleep(0.05)
 
     def _call(self, method: str, message: bytes = b"") -> bytes:
-        try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(self._timeout)
-                connection.connect(str(self._socket_path))
-                return _unary(connection, f"/runtime.v1.RuntimeService/{method}", message)
-        except (OSError, _ProtocolError) as error:
-            raise OutsideError(
-                f"containerd's CRI does not answer {method}: {error}.",
-                remedy="Check `systemctl status containerd` and `journalctl -u containerd` on the node.",
-            ) from error
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(self._timeout)
+            connection.connect(str(self._socket_path))
+            return _unary(connection, f"/runtime.v1.RuntimeService/{method}", message)
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Whatever goes wrong with the other side is one error: it does not answer, or not with what the CRI answers."""
+    try:
+        yield
+    except (OSError, _ProtocolError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise OutsideError(
+            f"containerd's CRI does not answer: {error}.",
+            remedy="Check `systemctl status containerd` and `journalctl -u containerd` on the node.",
+        ) from error
 
 
 class _ProtocolError(Exception):
@@ -256,6 +271,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         size = {1: 8, 5: 4}.get(wire_type)
         if size is None:
             size = varint()
+        if at + size > len(message):
+            raise _ProtocolError("an answer that ends in the middle")
         yield key >> 3, message[at : at + size]
         at += size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,7 @@ def test_an_install_killed_after_any_journal_entry_is_finished_by_the_next(
         node = FakeNode(tmp_path / f"n{at}")
         before = node.tree()
         with node.containerd.serving():
-            if not _kill_points(lambda node=node: install(node.host, payload, SETTINGS, _ignore), monkeypatch, at):
+            if not _kill_points(partial(install, node.host, payload, SETTINGS, _ignore), monkeypatch, at):
                 break
             assert status(node.host, SETTINGS).interrupted
             install(node.host, payload, SETTINGS, _ignore)
@@ -181,7 +182,7 @@ def test_an_install_killed_after_any_journal_entry_is_undone_by_an_uninstall(
         node = FakeNode(tmp_path / f"n{at}")
         before = node.tree()
         with node.containerd.serving():
-            if not _kill_points(lambda node=node: install(node.host, payload, SETTINGS, _ignore), monkeypatch, at):
+            if not _kill_points(partial(install, node.host, payload, SETTINGS, _ignore), monkeypatch, at):
                 break
             uninstall(node.host, SETTINGS, _ignore, purge=True)
             assert node.tree() == before
@@ -197,9 +198,7 @@ def test_an_uninstall_killed_after_any_journal_entry_is_finished_by_the_next(
         before = node.tree()
         with node.containerd.serving():
             install(node.host, payload, SETTINGS, _ignore)
-            killed = _kill_points(
-                lambda node=node: uninstall(node.host, SETTINGS, _ignore, purge=True), monkeypatch, at
-            )
+            killed = _kill_points(partial(uninstall, node.host, SETTINGS, _ignore, purge=True), monkeypatch, at)
             if not killed:
                 break
             uninstall(node.host, SETTINGS, _ignore, purge=True)
