@@ -1,0 +1,51 @@
+"""`flox-node policy apply|show`: the administrator's policy of one node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Read and write the node's policy: hub, binary caches, time limits.", no_args_is_help=True)
+
+HostRoot = Annotated[
+    Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
+]
+_DEFAULT_ROOT = Path("/")
+
+
+@app.command(epilog="Example: flox-node policy apply policy.toml")
+def apply(
+    file: Annotated[Path, typer.Argument(help="The policy as TOML; what it does not say has its default.")],
+    host_root: HostRoot = _DEFAULT_ROOT,
+) -> None:
+    """Check a policy and put it into force. Pods that are created from then on follow it."""
+    from flox_node.errors import UsageError
+    from flox_node.host import HostFiles
+    from flox_node.state import policy
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
+    files = HostFiles(host_root)
+    before = files.read_optional(policy.PATH)
+    data = policy.applied(text, before)
+    if data == before:
+        typer.echo("Nothing to do.")
+        return
+    folder = policy.PATH.rpartition("/")[0]
+    files.mkdir(folder)
+    files.write_atomic(policy.PATH, data, 0o644)
+    typer.echo(f"{policy.PATH} is in force.")
+
+
+@app.command(epilog="Example: flox-node policy show")
+def show(host_root: HostRoot = _DEFAULT_ROOT) -> None:
+    """Print the policy in force, defaults included, as JSON."""
+    from flox_node.host import HostFiles
+    from flox_node.state import policy
+
+    typer.echo(json.dumps(policy.parse(HostFiles(host_root).read_optional(policy.PATH)).as_dict(), indent=1))

@@ -1,0 +1,79 @@
+"""`flox-node-realise`: read one request from stdin, print one answer; exit 0 when the environment is ready.
+
+This process stands between the kubelet and a pod, so it imports as little as it can: no command line library, no HTTP
+library, and nothing of a realisation when the index has the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from flox_node.environments import protocol
+from flox_node.environments.deadline import Deadline
+from flox_node.environments.errors import DeadlineError
+from flox_node.environments.paths import Paths
+from flox_node.environments.realise import realise
+from flox_node.errors import FloxNodeError
+from flox_node.state import policy
+
+_MARGIN_S = 3.0  # the shim ends us at the policy's limit: our own text must be out before
+
+
+def realise_main() -> NoReturn:
+    """Answer the request on stdin."""
+    os.umask(0o022)  # a view must be readable for whatever user a container runs as
+    signal.signal(signal.SIGTERM, _stop)
+    answer = _answer(sys.stdin.buffer.read(protocol.LARGEST_REQUEST + 1), Paths())
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    sys.exit(0 if answer["ok"] else 1)
+
+
+def _answer(data: bytes, paths: Paths) -> dict[str, object]:
+    subject = None
+    try:
+        request = protocol.Request.parse(data)
+        subject = str(request.reference)
+        rules = policy.parse(_read_optional(paths.policy))
+        seconds = max(1.0, rules.timeout_s - _MARGIN_S)
+        # A backstop below all the deadlines: whatever hangs here, the pod gets its answer.
+        signal.signal(signal.SIGALRM, _too_late)
+        signal.setitimer(signal.ITIMER_REAL, seconds + 1.0)
+        try:
+            resolution = realise(request, policy=rules, paths=paths, token=None, deadline=Deadline.after(seconds))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return protocol.success(resolution)
+    except FloxNodeError as error:
+        return protocol.failure(error, subject)
+    except Exception as error:  # the shim needs an answer, and the node's log the traceback
+        import traceback
+
+        traceback.print_exc()
+        return protocol.failure(error, subject)
+
+
+def _read_optional(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    # Leave through every `finally`: programs are ended, the private folder is wiped.
+    sys.exit(128 + number)
+
+
+def _too_late(_number: int, _: FrameType | None) -> NoReturn:
+    raise DeadlineError("the environment was not there in time.")
+
+
+if __name__ == "__main__":
+    realise_main()

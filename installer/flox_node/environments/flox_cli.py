@@ -1,0 +1,178 @@
+"""Run the Flox CLI: `flox pull --copy -g N -d FRESH owner/name`, in an environment of its own.
+
+Never `flox activate` (it runs the tenant's hook as root, on the node), and never `--force` (it makes failures look like
+success). The private folder is the CLI's HOME and TMPDIR; it is gone when the caller is done, token or not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flox_node.environments.closure import is_store_path
+from flox_node.environments.deadline import Deadline
+from flox_node.environments.errors import (
+    AccessDeniedError,
+    BuildFailedError,
+    EnvironmentNotFoundError,
+    NetworkError,
+    UnsupportedError,
+)
+from flox_node.environments.paths import Paths
+from flox_node.environments.reference import Reference
+from flox_node.errors import FloxNodeError
+from flox_node.host.children import run_group
+from flox_node.state.policy import DEFAULT_GIT_URL, Policy
+
+# What Flox says in English on stderr, in the order in which it is looked for (it has no other error codes).
+_MEANINGS: tuple[tuple[str, type[FloxNodeError], str], ...] = (
+    ("You do not have permission to pull this environment", AccessDeniedError, "FloxHub refuses the pod's token."),
+    ("Could not access the environment", AccessDeniedError, "FloxHub refuses the pod's token: it has expired."),
+    ("not found in FloxHub", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
+    ("does not exist.", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
+    ("Failed to create a new generation", EnvironmentNotFoundError, "FloxHub has no such generation of it."),
+    ("is not yet compatible with your system", UnsupportedError, "it is not made for this node's system."),
+    ("is not locked for your system", UnsupportedError, "it is not made for this node's system."),
+    ("Environment metadata of version", UnsupportedError, "it was written by a newer Flox than the node's."),
+    ("Failed to get latest version of remote environment", NetworkError, "Flox could not fetch it from FloxHub."),
+    ("Failed to fetch updates for environment", NetworkError, "Flox could not fetch it from FloxHub."),
+    ("is not signed by a trusted key", BuildFailedError, "a package is not signed by a key that the policy trusts."),
+    ("Couldn't download package", NetworkError, "a package could not be downloaded."),
+    ("Can't find download location for package", BuildFailedError, "no binary cache of the policy has a package."),
+    ("Resolve by uninstalling one of the conflicting", BuildFailedError, "two of its packages hold the same file."),
+    ("No space left on device", BuildFailedError, "the node's disk is full."),
+)
+_STRANGE = re.compile(r"[^\x20-\x7e]+")
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a pull left: the store paths by mode, and the lock that it built from."""
+
+    store_paths: Mapping[str, str]
+    lock: Mapping[str, Any]
+
+
+def private_environment(folder: str, policy: Policy, *, token: str | None, ca_file: str | None) -> dict[str, str]:
+    """The whole environment of every program that a realisation runs; makes its folders below `folder`.
+
+    Nothing of ours or of the node's is inherited: a variable of containerd's or of an administrator's must not decide
+    what a pod gets.
+    """
+    home = f"{folder}/home"
+    environment = {
+        "PATH": "/usr/bin:/bin", "LC_ALL": "C", "NO_COLOR": "1", "SHELL": "/bin/sh",
+        # Flox takes HOME from passwd unless USER is the name of the effective user.
+        "USER": "root", "LOGNAME": "root", "HOME": home, "TMPDIR": f"{folder}/tmp",
+        "XDG_RUNTIME_DIR": f"{home}/run",
+        "FLOX_DISABLE_METRICS": "true", "FLOX_AUTH_NOTIFICATIONS": "false", "FLOX_UPGRADE_NOTIFICATIONS": "false",
+        "FLOX_AUTO_ACTIVATE": "disabled", "_FLOX_DISABLE_KEYRING": "1", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS": "true",
+        "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
+        "NIX_CONFIG": nix_config(policy),
+    }  # fmt: skip
+    for kind in ("config", "cache", "data", "state"):
+        environment[f"XDG_{kind.upper()}_HOME"] = f"{home}/{kind}"
+        environment[f"FLOX_{kind.upper()}_DIR"] = f"{home}/{kind}/flox"
+    if policy.git_url != DEFAULT_GIT_URL:
+        environment["_FLOX_FLOXHUB_GIT_URL"] = policy.git_url
+    if token is not None:
+        environment["FLOX_FLOXHUB_TOKEN"] = token
+    if ca_file is not None:
+        environment |= dict.fromkeys(("SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO"), ca_file)
+    for name in ("HOME", "TMPDIR", "XDG_RUNTIME_DIR"):
+        os.makedirs(environment[name], mode=0o700, exist_ok=True)
+    return environment
+
+
+def nix_config(policy: Policy) -> str:
+    """Nix' settings for a realisation: on top of the node's own nix.conf, which is never edited."""
+    settings = {
+        "experimental-features": "nix-command flakes",
+        "build-users-group": "",  # the node has no group nixbld, and gets no users
+        "substituters": " ".join(policy.substituters),
+        "extra-substituters": "",
+        "trusted-public-keys": " ".join(policy.trusted_public_keys),
+        "extra-trusted-public-keys": "",
+        "require-sigs": "true",
+        "sandbox": "true",
+        "sandbox-fallback": "true",  # no user namespaces on this kernel: an environment is built by trusted code alone
+        "min-free": "0",  # no garbage collection in the middle of a realisation
+        "connect-timeout": "10",
+        "stalled-download-timeout": "30",
+    }
+    return "".join(f"{name} = {value}\n" for name, value in settings.items())
+
+
+def pull(
+    reference: Reference,
+    *,
+    folder: str,
+    env: Mapping[str, str],
+    token: str | None,
+    system: str,
+    deadline: Deadline,
+    paths: Paths,
+) -> Built:
+    """Realise a generation: its packages and the environment made of them are in the store afterwards.
+
+    The links in `folder` root it only as long as the folder is there.
+
+    Raises:
+        DeadlineError: it took too long; FloxNodeError: one of `errors`, by what Flox said.
+    """
+    target = f"{folder}/environment"
+    os.mkdir(target, 0o700)
+    arguments = ["pull", "--copy"]
+    if reference.generation is not None:
+        arguments += ["-g", str(reference.generation)]
+    done = run_group(
+        [paths.flox, *arguments, "-d", target, reference.environment], env=env, timeout=deadline.left(), cwd=folder
+    )
+    if done.timed_out:
+        deadline.left()
+    if done.returncode:
+        raise explain(done.stderr.decode("utf-8", "replace"), token)
+    store_paths = {
+        mode: path for mode in ("run", "dev") if (path := _link(target, f"{system}.{reference.name}", mode, paths))
+    }
+    try:
+        with open(f"{target}/.flox/env/manifest.lock", "rb") as file:
+            lock = json.loads(file.read())
+    except (OSError, ValueError) as error:
+        raise BuildFailedError("Flox said that it succeeded, but left no manifest.lock.") from error
+    return Built(store_paths, lock)
+
+
+def explain(stderr: str, token: str | None) -> FloxNodeError:
+    """What a failed call means. The text is ours; of what Flox said, only an unknown error's last words are shown."""
+    for text, kind, cause in _MEANINGS:
+        if text in stderr:
+            return kind(cause)
+    if token:
+        stderr = stderr.replace(token, "[token]")
+    lines = [_STRANGE.sub(" ", _ESCAPES.sub("", line)).strip() for line in stderr.splitlines()]
+    said = [line for line in lines if line]
+    start = next((i for i, line in enumerate(said) if "ERROR" in line), max(0, len(said) - 3))
+    words = " ".join(said[start:])[:400]
+    return BuildFailedError(f"Flox failed: {words}" if words else "Flox failed and said nothing.")
+
+
+def _link(target: str, name: str, mode: str, paths: Paths) -> str | None:
+    # Flox 1.13 renamed the links from ".run" to "-run".
+    for link in (f"{target}/.flox/run/{name}-{mode}", f"{target}/.flox/run/{name}.{mode}"):
+        try:
+            path = os.readlink(link)
+        except OSError:
+            continue
+        if not is_store_path(path):
+            raise BuildFailedError(f"Flox left a link to {path[:120]!a}, which is no store path.")
+        for needed in ("activate", "manifest.lock"):
+            if not os.path.lexists(paths.on_disk(f"{path}/{needed}")):
+                raise BuildFailedError(f"the environment that Flox built ({path}) holds no {needed}.")
+        return path
+    return None

@@ -1,0 +1,74 @@
+"""Where the environments' files lie on the node. Every path of ours is here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ENVIRONMENT_ROOTS = "/nix/var/nix/gcroots/flox-node"
+_VIEWS = "/nix/var/flox-node/views"
+_CA_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Flatcar
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  # Red Hat, Amazon Linux
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The node's files below `root`: "" on the node itself, a folder in tests."""
+
+    root: str = ""
+
+    def on_disk(self, path: str) -> str:
+        """Where a path of the node is reached. Links between the node's files always hold the node's own path."""
+        return self.root + path
+
+    def view(self, key: str) -> str:
+        """The node's path of a view: what a container sees as /nix."""
+        return f"{_VIEWS}/{key}"
+
+    @property
+    def views(self) -> str:
+        """The folder of the views: in the mount of the store, for hard links do not cross mounts."""
+        return self.on_disk(_VIEWS)
+
+    @property
+    def gc_roots(self) -> str:
+        """Our folder of Nix' garbage collector roots."""
+        return self.on_disk(_ENVIRONMENT_ROOTS)
+
+    @property
+    def index(self) -> str:
+        """The folder of the index."""
+        return self.on_disk("/var/lib/flox-node/envs/index")
+
+    @property
+    def locks(self) -> str:
+        """The folder of the locks."""
+        return self.on_disk("/run/flox-node/locks")
+
+    @property
+    def work(self) -> str:
+        """The private folder of running realisations: a tmpfs, for the Flox CLI may write a token into it."""
+        return self.on_disk("/run/flox-node/realise")
+
+    @property
+    def flox(self) -> str:
+        """The Flox CLI."""
+        return self.on_disk("/opt/flox-node/bin/flox")
+
+    @property
+    def payload_manifest(self) -> str:
+        """The manifest of the payload in force; it names the other programs."""
+        return self.on_disk("/opt/flox-node/current/manifest.json")
+
+    @property
+    def policy(self) -> str:
+        """The administrator's policy."""
+        return self.on_disk("/etc/flox-node/policy.json")
+
+    @property
+    def ca_files(self) -> tuple[str, ...]:
+        """Where distributions keep the certificate authorities that the node trusts."""
+        return tuple(self.on_disk(path) for path in _CA_FILES)

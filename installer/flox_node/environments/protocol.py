@@ -1,0 +1,75 @@
+"""The request that the shim makes, and the answer that it gets: one JSON object each."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flox_node.environments.errors import BadRequestError
+from flox_node.environments.index import Resolution
+from flox_node.environments.reference import Reference
+from flox_node.errors import FloxNodeError
+
+SCHEMA_VERSION = 1
+LARGEST_REQUEST = 1 << 16
+_LONGEST_MESSAGE = 1024
+_CODES = frozenset(
+    {"environment-not-found", "access-denied", "network", "unsupported", "build-failed", "timeout", "bad-request"}
+)
+_BLANKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a sandbox asks for: environment and mode."""
+
+    reference: Reference
+    mode: str
+
+    @classmethod
+    def parse(cls, data: bytes) -> Request:
+        """Read a request. Everything in it comes from a pod's annotations, so nothing is taken on trust.
+
+        Raises:
+            BadRequestError: malformed.
+        """
+        if len(data) > LARGEST_REQUEST:
+            raise BadRequestError("the request is too large.")
+        try:
+            raw: Any = json.loads(data)
+        except ValueError as error:
+            raise BadRequestError("the request is not JSON.") from error
+        if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
+            raise BadRequestError("the request has an unknown form.", remedy="Restart the pod: the node was upgraded.")
+        environment, generation, mode = raw.get("environment"), raw.get("generation"), raw.get("mode")
+        if not isinstance(environment, str):
+            raise BadRequestError("the request names no environment.")
+        if generation is not None and (isinstance(generation, bool) or not isinstance(generation, int)):
+            raise BadRequestError("a generation is a positive number.")
+        if mode not in ("run", "dev"):
+            raise BadRequestError(f"the mode {ascii(mode)[:40]} is unknown: it is run or dev.")
+        if ":" in environment and generation is not None:
+            raise BadRequestError("the request names two generations.")
+        return cls(Reference.parse(environment if generation is None else f"{environment}:{generation}"), mode)
+
+
+def success(resolution: Resolution) -> dict[str, Any]:
+    """The answer that lets the sandbox go on."""
+    return {"schema_version": SCHEMA_VERSION, "ok": True, "resolution": asdict(resolution)}
+
+
+def failure(error: Exception, subject: str | None) -> dict[str, Any]:
+    """The answer that fails the sandbox: one line of at most 1 KiB for the event. `subject` is the environment."""
+    if not isinstance(error, FloxNodeError):
+        error = FloxNodeError(f"flox-node failed with a {type(error).__name__}.")
+    text = _BLANKS.sub(" ", f"{error.cause} {error.remedy}").strip()
+    if subject:
+        text = f"environment {subject}: {text}"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "ok": False,
+        "code": error.code if error.code in _CODES else "bug",
+        "message": text.encode("utf-8", "replace")[:_LONGEST_MESSAGE].decode("utf-8", "ignore"),
+    }

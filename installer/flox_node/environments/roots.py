@@ -1,0 +1,33 @@
+"""Roots that keep what is in use from Nix' garbage collector."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from flox_node.environments.paths import Paths
+
+
+def name_of(key: str) -> str:
+    """The name of a cached environment's root."""
+    return f"env-{key}"
+
+
+def add(key: str, store_path: str, paths: Paths) -> None:
+    """Root a store path. The link holds the store's own path: Nix ignores a root that leads anywhere else."""
+    os.makedirs(paths.gc_roots, mode=0o755, exist_ok=True)
+    link = f"{paths.gc_roots}/{name_of(key)}"
+    temporary = f"{paths.gc_roots}/.{name_of(key)}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    os.symlink(store_path, temporary)
+    os.rename(temporary, link)
+
+
+def holds(key: str, store_path: str, paths: Paths) -> bool:
+    """Whether the root is there and the path with it."""
+    try:
+        rooted = os.readlink(f"{paths.gc_roots}/{name_of(key)}")
+    except OSError:
+        return False
+    return rooted == store_path and os.path.isdir(paths.on_disk(store_path))
