@@ -79,15 +79,16 @@ class Document:
         return (_BOM if self.source.startswith(_BOM) else b"") + text.encode("utf-8", "surrogateescape")
 
     def line_of(self, path: Path) -> int | None:
-        """The line (from 1) of the last statement that sets `path` or something below it."""
+        """The line (from 1) of the last statement that sets `path`, something below it, or a value that holds it."""
         for statement in reversed(self.statements):
-            if statement.path[: len(path)] == path:
+            shared = len(statement.path) if statement.kind == "value" else len(path)
+            if statement.path[: len(path)] == path[:shared]:
                 return statement.line
         return None
 
 
 def parse(source: bytes, version: ContainerdVersion) -> Document:
-    """Read a file as this containerd would. Raises RefusedError, with line and column, where it or TOML 1.0 would not."""
+    """Read a file as this containerd does. Raises RefusedError, with line and column, where it or TOML 1.0 refuses."""
     go_toml_v1 = not version.reads_strict_toml
     try:
         if go_toml_v1:

@@ -27,7 +27,7 @@ _ANNOTATIONS = ["flox.dev/*"]
 
 @dataclass(frozen=True)
 class Handler:
-    """What to register: `binary_name` is options.BinaryName, `runtime_path` (absolute) the shim that containerd starts."""
+    """What to register: `binary_name` is options.BinaryName, `runtime_path` (absolute) the shim for containerd."""
 
     name: str = "flox"
     binary_name: str | None = "/opt/flox-node/bin/flox-runtime"
@@ -63,9 +63,9 @@ def register(
 ) -> Patch:
     """Register the handler in this file.
 
-    `context` is the CRI of the whole configuration where the file is one of several: its plugin id counts, and its
-    default runtime is inherited from. Without it the file stands alone. `template` accepts a distribution's template whose
-    rendered form is live (`${RUNTIME}` as default runtime). `adopt` replaces a handler of this name that is not ours.
+    `context` is the CRI of the whole configuration where the file is one of several: its default runtime is inherited
+    from, and on 1.x its plugin id counts. Without it the file stands alone. `template` accepts a template of a
+    distribution whose rendered form is live (`${RUNTIME}` as default). `adopt` replaces a handler that is not ours.
 
     Raises:
         RefusedError: registering would be wrong or cannot be done without touching other bytes.
@@ -73,7 +73,7 @@ def register(
     document = parse(source, version)
     schema.check_supported(version)
     schema.check_schema(document.version, version)
-    plugin = context.plugin if context else schema.plugin_id(document.data, version)
+    plugin = context.plugin if context and version.major == 1 else schema.plugin_id(document.data, version)
     path = _runtimes_path(plugin)
     target = (*path, handler.name)
     _refuse_inline_parents(document, target)
@@ -101,7 +101,7 @@ def register(
             f"The CRI plugin does not load with this file even without us: {cri.reason}",
             remedy="Define that runtime or correct the name; use --template if the file is filled in later.",
         )
-    parent_name, parent = _inherit_from(cri, handler.name, template=template)
+    parent_name, parent = inherited_table(cri, handler.name, template=template)
     add_runc = not version.keeps_builtin_runc and not schema.table(base.data, *path)
 
     tables: dict[Path, dict[str, Any]] = {}
@@ -146,7 +146,7 @@ def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch
             plugin = candidate
             if schema.table(result.data, *target[:3]).get("default_runtime_name") == handler.name:
                 raise RefusedError(
-                    f'"{handler.name}" is the default runtime of this containerd, the CRI plugin would not load without.',
+                    f'"{handler.name}" is the default runtime: without it the CRI plugin would not load.',
                     remedy="Set default_runtime_name to another runtime first.",
                 )
             result, _ = _without_ours(result, handler, target, block.find(result, handler.name), version, restore=True)
@@ -175,7 +175,7 @@ def _runtimes_path(plugin: str) -> Path:
     return ("plugins", plugin, "containerd", "runtimes")
 
 
-def _inherit_from(cri: CriSettings, ours: str, *, template: bool) -> tuple[str, Mapping[str, Any]]:
+def inherited_table(cri: CriSettings, ours: str, *, template: bool = False) -> tuple[str, Mapping[str, Any]]:
     """The runtime whose options the handler takes over: the default one if it runs runc, else `runc`."""
     for name in (cri.default_runtime, schema.BUILTIN_DEFAULT):
         table = cri.runtimes.get(name)

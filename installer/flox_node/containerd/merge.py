@@ -47,7 +47,7 @@ _MOVED_TO_IMAGES = frozenset(
         "stats_collect_period",
     )
 )
-_STAYS_IN_GRPC = frozenset(
+STAYS_IN_GRPC = frozenset(
     (
         "disable_tcp_service",
         "stream_server_address",
@@ -181,7 +181,7 @@ def _runtime_table(source: Data, present: object) -> Data:
     """`io.containerd.cri.v1.runtime` out of `io.containerd.grpc.v1.cri`: only keys that are not there yet."""
     target: Data = present if isinstance(present, dict) else {}
     for key, value in source.items():
-        if key not in _MOVED_TO_IMAGES | _STAYS_IN_GRPC | {"cni", "containerd"}:
+        if key not in _MOVED_TO_IMAGES | STAYS_IN_GRPC | {"cni", "containerd"}:
             target.setdefault(key, value)
     if isinstance(cni := source.get("cni"), dict):
         new = target.setdefault("cni", {})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flox_node.containerd import schema
+from flox_node.containerd.merge import STAYS_IN_GRPC
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
@@ -28,10 +29,7 @@ class CriSettings:
 
 def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSettings:
     """Read the CRI out of `merge.merge`'s result. Raises RefusedError where a wrong type stops the daemon."""
-    if containerd.major == 1:
-        plugin = schema.CRI_GRPC if int(merged.get("version", 0)) >= 2 else schema.CRI
-    else:
-        plugin = schema.CRI_RUNTIME
+    plugin = _plugin_in_force(merged, containerd)
     settings = _table(schema.table(merged, "plugins"), plugin)
     section = _table(settings, "containerd")
     files = {name: _table(_table(section, "runtimes"), name) for name in _table(section, "runtimes")}
@@ -68,6 +66,23 @@ def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSetti
             ):
                 return result("dead", f'{key} of runtime "{name}" works only for {schema.LINUX_V1}.')
     return result("ok")
+
+
+def tables_in_force(merged: dict[str, Any], containerd: ContainerdVersion) -> dict[str, Any]:
+    """The plugin tables of `merge.merge`'s result that the CRI is built from: handlers, images, streaming."""
+    plugins = schema.table(merged, "plugins")
+    plugin = _plugin_in_force(merged, containerd)
+    if containerd.major == 1:
+        return {plugin: plugins[plugin]} if plugin in plugins else {}
+    found = {name: plugins[name] for name in (plugin, schema.CRI_IMAGES) if name in plugins}
+    server = {key: value for key, value in schema.table(plugins, schema.CRI_GRPC).items() if key in STAYS_IN_GRPC}
+    return {**found, schema.CRI_GRPC: server} if server else found
+
+
+def _plugin_in_force(merged: dict[str, Any], containerd: ContainerdVersion) -> str:
+    if containerd.major == 1:
+        return schema.CRI_GRPC if int(merged.get("version", 0)) >= 2 else schema.CRI
+    return schema.CRI_RUNTIME
 
 
 def _disabled_by(merged: dict[str, Any], plugin: str, containerd: ContainerdVersion) -> str | None:

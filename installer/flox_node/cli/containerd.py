@@ -1,0 +1,229 @@
+"""`flox-node containerd patch|explain`: what a containerd configuration says, and one handler in it. Writes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from flox_node.containerd.editor import Handler
+    from flox_node.containerd.version import ContainerdVersion
+
+app = typer.Typer(help="Read and patch containerd's configuration.", no_args_is_help=True)
+
+Version = Annotated[
+    str, typer.Option("--containerd-version", help="The containerd that reads it, e.g. 1.7.24.", show_default=False)
+]
+Name = Annotated[str, typer.Option("--handler", help="The name of the runtime handler.")]
+BinaryName = Annotated[str, typer.Option("--binary-name", help="The handler's OCI runtime, as the node names it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+_DEFAULT_BINARY = "/opt/flox-node/bin/flox-runtime"
+_DEFAULT_CONFIG = "/etc/containerd/config.toml"
+
+
+@app.command(epilog="Example: flox-node containerd patch config.toml --containerd-version 2.1.4 > new.toml")
+def patch(
+    file: Annotated[Path, typer.Argument(help="The configuration file, '-' for the standard input.")],
+    containerd_version: Version,
+    handler: Name = "flox",
+    binary_name: BinaryName = _DEFAULT_BINARY,
+    runtime_path: Annotated[
+        str | None, typer.Option("--runtime-path", help="The shim that containerd starts, if not its own.")
+    ] = None,
+    template: Annotated[
+        bool, typer.Option("--template", help="The file is a template of a distribution that is filled in later.")
+    ] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Replace a handler of this name that is not ours; --remove brings it back.")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the handler out instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the file with the handler's table in it; every other byte stays. The file itself is not written.
+
+    Always edits in place, for containerd 2.x too. Exits with 3 where registering would be wrong, and says why.
+    """
+    from flox_node.containerd import editor
+    from flox_node.errors import UsageError
+
+    version = _version(containerd_version)
+    wanted = _handler(handler, binary_name, runtime_path)
+    try:
+        source = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}.") from error
+    if remove:
+        done = editor.remove(source, wanted, version)
+    else:
+        done = editor.register(source, wanted, version, template=template, adopt=adopt)
+        if str(file) != "-":
+            _check_imports(file, version)
+    if as_json:
+        report = {
+            "changed": done.changed,
+            "plugin_id": done.plugin_id,
+            "inherited": done.inherited,
+            "inherited_from": done.inherited_from or None,
+            "added_runc": done.added_runc,
+            "inner_runtime": done.inner_runtime,
+            "result": done.result.decode("utf-8", "replace"),
+        }
+        typer.echo(json.dumps(report))
+        return
+    sys.stdout.buffer.write(done.result)
+    sys.stdout.buffer.flush()
+
+
+def _check_imports(file: Path, version: ContainerdVersion) -> None:
+    """What the imports of the file, as they are on this machine, mean for the patch: said on stderr, or refused."""
+    from flox_node.containerd.effective import load
+    from flox_node.errors import RefusedError
+    from flox_node.host import HostFiles
+
+    effective = load(str(file.absolute()), HostFiles("/"), version)
+    if effective.state == "refused" and version.major == 1:
+        raise RefusedError(
+            effective.refused or "", remedy="Repair the imports first; the file alone could be patched through '-'."
+        )
+    for finding in effective.findings:
+        if finding.severity != "note":
+            typer.echo(f"flox-node: {finding.severity}: {finding.text}", err=True)
+
+
+@app.command(epilog="Example: flox-node containerd explain --host-root /host --containerd-version 1.7.24")
+def explain(
+    file: Annotated[
+        Path | None, typer.Argument(help=f"The root file; default: {_DEFAULT_CONFIG} below --host-root.")
+    ] = None,
+    containerd_version: Annotated[
+        str | None,
+        typer.Option("--containerd-version", help="The containerd that reads it; default: the node's running one."),
+    ] = None,
+    host_root: Annotated[
+        Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
+    ] = Path("/"),
+    socket: Annotated[
+        str, typer.Option("--socket", help="The CRI socket whose containerd is meant without --containerd-version.")
+    ] = "/run/containerd/containerd.sock",
+    handler: Name = "flox",
+    binary_name: BinaryName = _DEFAULT_BINARY,
+    as_json: AsJson = False,
+) -> None:
+    """Show which file sets what, who shadows whom, what this containerd makes of it, and where our table belongs."""
+    from flox_node.containerd.effective import load
+    from flox_node.containerd.explain import report
+    from flox_node.host import HostFiles
+
+    reader = HostFiles(host_root)
+    root = str(file.absolute()) if file and host_root == Path("/") else str(file or "")
+    if containerd_version is None or not root:
+        running_version, running_config = _running(host_root, socket, needed=containerd_version is None)
+        containerd_version = containerd_version or running_version
+        root = root or running_config
+    told = report(load(root, reader, _version(containerd_version)), reader, _handler(handler, binary_name, None))
+    if as_json:
+        typer.echo(json.dumps(told, default=str))
+    else:
+        _show(told)
+
+
+def _running(host_root: Path, socket: str, *, needed: bool) -> tuple[str, str]:
+    """Version and root file of the containerd behind the socket; the default file where no daemon has to be asked."""
+    if not needed:
+        return "", _DEFAULT_CONFIG
+    from flox_node.containerd import daemon
+    from flox_node.errors import OutsideError
+    from flox_node.host import Host
+
+    host = Host.at(host_root)
+    try:
+        return daemon.cri(host, socket).status().version, daemon.find(host, socket).config_path
+    except OutsideError as error:
+        raise OutsideError(
+            error.cause, remedy="Name the version with --containerd-version to read the files alone."
+        ) from error
+
+
+def _version(text: str) -> ContainerdVersion:
+    from flox_node.containerd.version import ContainerdVersion
+
+    return ContainerdVersion.parse(text)
+
+
+def _handler(name: str, binary_name: str, runtime_path: str | None) -> Handler:
+    from flox_node.containerd.editor import Handler
+
+    return Handler(name, binary_name or None, runtime_path)
+
+
+def _setting(path: Sequence[str]) -> str:
+    """The short name: without `plugins` and, for the CRI's own tables, their ids."""
+    return ".".join(path[2:] if path[0] == "plugins" else path)
+
+
+def _show(told: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # Not cut to 80 columns where the output goes into a file or a pager.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+    def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+        shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            shown.add_column(column, overflow="fold")
+        for row in rows:
+            shown.add_row(*map(escape, row))
+        console.print(shown if rows else f"{title}: none")
+        console.print()
+
+    console.print(f"containerd {told['containerd']}: {escape(told['summary'])}", soft_wrap=True)
+    console.print()
+    files = [
+        (
+            file["path"] + ("" if file["exists"] else " (missing: built-in defaults)"),
+            str(file["version"] or "none"),
+            file["imported_by"] or "root",
+        )
+        for file in told["files"]
+    ]
+    table("Files, in load order", ("file", "version", "imported by"), files)
+    handlers = [
+        (
+            entry["name"] + (" (default)" if entry["default"] else ""),
+            str(entry["runtime_type"]),
+            ", ".join(f"{key}={value}" for key, value in entry["options"].items()),
+            ", ".join(entry["set_by"]) or "built in",
+        )
+        for entry in told["handlers"]
+    ]
+    table(f"Handlers, under {told['plugin']}", ("handler", "type", "options", "set by"), handlers)
+    settings = [
+        (_setting(entry["path"]), json.dumps(entry["value"], default=str), f"{entry['file']}:{entry['line'] or '?'}")
+        for entry in told["settings"]
+    ]
+    table("Settings of the CRI and the daemon", ("setting", "value", "set at"), settings)
+    findings = [
+        (entry["severity"], entry["file"] + (f":{entry['line']}" if entry["line"] else ""), entry["text"])
+        for entry in told["findings"]
+    ]
+    table("Findings", ("", "where", "what"), findings)
+    placement = told["placement"]
+    if placement["refused"]:
+        console.print(f"Our handler cannot be registered: {escape(placement['refused'])}", soft_wrap=True)
+        console.print(f"  -> {escape(placement['remedy'])}", soft_wrap=True)
+    for edit in placement["edits"]:
+        how = "is there already" if edit["there_already"] else "belongs"
+        console.print(
+            f"Our table {how} in {escape(edit['path'])} ({edit['kind']}), under {edit['plugin']}, "
+            f"with the options of {escape(edit['inherits_from'])}"
+            + (", together with a table for runc" if edit["adds_runc"] else "")
+            + ".",
+            soft_wrap=True,
+        )
