@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# gofmt and go vet for the Go modules of this repository, with the Go that the build uses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+go=$(.venv/bin/python -m tests.bed go)
+export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
+for module in shim tests/doubles/flox-activations; do
+    unformatted=$("$(dirname "$(readlink -f "$go")")/gofmt" -l "$module")
+    [ -z "$unformatted" ] || { printf 'gofmt would change:\n%s\n' "$unformatted"; exit 1; }
+    (cd "$module" && "$go" vet ./...)
+done
