@@ -16,7 +16,7 @@ func forget(call cmdline.Call) {
 	if !pod.ValidID(id) {
 		return
 	}
-	if !call.Has("force", "f") && initenv.Runs(call.Bundle()) {
+	if !call.Has("force", "f") && call.Log != "" && initenv.Runs(call.Bundle()) {
 		return
 	}
 	if os.Remove(node.ContainerRecord(id)) != nil {

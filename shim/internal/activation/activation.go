@@ -38,18 +38,15 @@ type Environment struct {
 // becomes the command, which so is the container's first process and owns its standard streams. Where the environment
 // has none, its activation script does the same without a record of the start.
 func (e Environment) Plan(argv []string) (Start, error) {
-	activations := path.Join(e.StorePath, "libexec/flox-activations")
-	_, err := e.View.executable(activations)
-	if err == nil {
-		var interpreter, bash string
-		if interpreter, bash, err = e.interpreter(); err == nil {
-			return e.byActivations(activations, interpreter, bash, argv)
-		}
-	}
 	script := path.Join(e.StorePath, "activate")
-	if _, scriptErr := e.View.executable(script); scriptErr != nil {
-		return Start{}, fmt.Errorf("the environment %s cannot be activated (%w): it was built by a Flox older than "+
-			"1.9, or its view is damaged", e.Name, err)
+	interpreter, bash, err := e.interpreter(script)
+	if err != nil {
+		return Start{}, fmt.Errorf("environment %s cannot be activated (%w): it was built by a Flox older than 1.9, or "+
+			"its closure is not complete", e.Name, err)
+	}
+	activations := path.Join(e.StorePath, "libexec/flox-activations")
+	if _, err := e.View.executable(activations); err == nil && bash != "" {
+		return e.byActivations(activations, interpreter, bash, argv)
 	}
 	return Start{
 		Args: append([]string{script, "--env", e.StorePath, "--mode", e.Mode, "--"}, argv...),
@@ -58,19 +55,17 @@ func (e Environment) Plan(argv []string) (Start, error) {
 	}, nil
 }
 
-// interpreter finds the package of the activation scripts, and the bash that they are written for.
-func (e Environment) interpreter() (folder, bash string, err error) {
-	script, err := e.View.executable(path.Join(e.StorePath, "activate"))
+// interpreter finds the package of the activation scripts and the bash that they are written for; the bash is empty
+// when the script is none but a program.
+func (e Environment) interpreter(script string) (folder, bash string, err error) {
+	resolved, err := e.View.executable(script)
 	if err != nil {
 		return "", "", err
 	}
-	if bash, err = e.View.shebang(script); err != nil {
-		return "", "", err
+	if bash, err = e.View.shebang(resolved); err == nil && bash != "" {
+		_, err = e.View.executable(bash)
 	}
-	if _, err = e.View.executable(bash); err != nil {
-		return "", "", err
-	}
-	return path.Dir(script), bash, nil
+	return path.Dir(resolved), bash, err
 }
 
 // attachContext and activateContext are the superset of what flox-activations 1.9 to 1.15 reads.

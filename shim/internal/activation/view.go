@@ -66,7 +66,7 @@ func (v View) executable(inContainer string) (string, error) {
 	return resolved, nil
 }
 
-// shebang gives the interpreter that the first line of a resolved script names.
+// shebang gives the interpreter that the first line of a resolved script names; empty when it is no script.
 func (v View) shebang(script string) (string, error) {
 	file, err := os.Open(v.Host(script))
 	if err != nil {
@@ -75,13 +75,17 @@ func (v View) shebang(script string) (string, error) {
 	defer file.Close()
 	head := make([]byte, 512)
 	n, err := io.ReadFull(file, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	line, _, _ := strings.Cut(string(head[:n]), "\n")
-	words := strings.Fields(strings.TrimPrefix(line, "#!"))
-	if !strings.HasPrefix(line, "#!") || len(words) == 0 || !path.IsAbs(words[0]) {
-		return "", fmt.Errorf("%s names no interpreter", script)
+	line, isScript := strings.CutPrefix(line, "#!")
+	if !isScript {
+		return "", nil
+	}
+	words := strings.Fields(line)
+	if len(words) == 0 || !path.IsAbs(words[0]) {
+		return "", fmt.Errorf("the first line of %s names no interpreter", script)
 	}
 	return words[0], nil
 }

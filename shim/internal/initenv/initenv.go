@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -64,10 +63,16 @@ func Read(bundle string, patience time.Duration) ([]string, error) {
 	}
 }
 
-// Runs says that the first process of the container in a bundle is there.
+// Runs says that the first process of the container in a bundle has not ended.
 func Runs(bundle string) bool {
 	pid, err := readPid(filepath.Join(bundle, "init.pid"))
-	return err == nil && syscall.Kill(pid, 0) == nil
+	if err != nil {
+		return false
+	}
+	stat, err := readFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	// `pid (name) state ...`, and the name is the process' own choice.
+	_, state, found := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
+	return err == nil && found && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
 }
 
 func readPid(path string) (int, error) {

@@ -96,7 +96,7 @@ func runScript(args []string) error {
 	}
 	activation := activation{
 		env: env, cache: variables.get("FLOX_ENV_CACHE"), storePath: env,
-		shell: filepath.Join(env, "bin/bash"), skipHook: !hook,
+		shell: filepath.Join(env, "bin/sh"), skipHook: !hook,
 	}
 	started, err := activation.start(variables)
 	if err != nil {

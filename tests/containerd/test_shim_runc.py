@@ -1,0 +1,605 @@
+"""The shim in front of a real runc, without containerd: bundles as containerd makes them, and a built environment whose
+flox-activations is the strict double. Only the Python side is replaced, by a script that gives a prepared answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GO = shutil.which("go") or "/usr/local/go/bin/go"
+CGROUP = "flox-shim-test"
+KEY = "0c1dfghijk2lmnpqrsvwxyz34567890a"
+
+# Recorded by the inner runtime's stand-in: what exactly the shim became.
+RECORDER = """#!/bin/sh
+tr '\\0' '\\n' </proc/$$/cmdline >{to}.argv
+tr '\\0' '\\n' </proc/$$/environ | sort >{to}.environ
+{{ ulimit -n; ulimit -Hn; umask; pwd; }} >{to}.limits
+exit 7
+"""
+
+REALISE = """#!/bin/sh
+tr '\\0' '\\n' </proc/$$/environ | sort >{dir}/realise.environ
+pwd >{dir}/realise.cwd
+cat >{dir}/realise.request
+. {dir}/realise.sh
+"""
+
+
+def store_path(letter: str, name: str) -> str:
+    return f"/nix/store/{letter * 32}-{name}"
+
+
+BUSYBOX = store_path("b", "busybox")
+ACTIVATIONS = store_path("c", "flox-activations")
+INTERPRETER = store_path("d", "flox-interpreter")
+ENVIRONMENT = store_path("a", "environment-hello-run")
+SCRIPTED = store_path("f", "environment-scripted-run")
+
+RESOLUTION = {
+    "environment": "demo/hello",
+    "generation": 3,
+    "commit": "0123456789abcdef0123456789abcdef01234567",
+    "mode": "run",
+    "system": "x86_64-linux",
+    "store_path": ENVIRONMENT,
+    "view": f"/nix/var/flox-node/views/{KEY}",
+}
+
+
+def go_build(source: Path, output: Path, *flags: str) -> None:
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
+    subprocess.run([GO, "build", *flags, "-o", str(output), "."], cwd=source, env=environment, check=True)
+
+
+def script(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def make_view(view: Path, scratch: Path) -> None:
+    """A view with two environments: `hello` as Flox 1.9 and newer build it, `scripted` without flox-activations."""
+    busybox = shutil.which("busybox")
+    assert busybox is not None, "no busybox: apt-get install busybox-static"
+
+    def place(path: str) -> Path:
+        target = view / path.removeprefix("/nix/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    shutil.copy(busybox, place(f"{BUSYBOX}/bin/busybox"))
+    place(f"{BUSYBOX}/bin/sh").symlink_to("busybox")
+    go_build(ROOT / "tests/doubles/flox-activations", scratch / "flox-activations")
+    shutil.copy(scratch / "flox-activations", place(f"{ACTIVATIONS}/bin/flox-activations"))
+    script(place(f"{INTERPRETER}/activate"), f"#! {BUSYBOX}/bin/sh -e\n")
+    for environment in (ENVIRONMENT, SCRIPTED):
+        for applet in ("sh", "cat", "env", "id", "ls", "pwd", "sleep", "touch", "true"):
+            place(f"{environment}/bin/{applet}").symlink_to(f"{BUSYBOX}/bin/busybox")
+        shell = f"#!{BUSYBOX}/bin/busybox sh\n"
+        script(
+            place(f"{environment}/bin/hello"),
+            f'{shell}echo "hello from $FLOX_ENV: $*"; echo "pid $$ $GREETING $HOOKED"\n',
+        )
+        place(f"{environment}/manifest.lock").write_text(
+            json.dumps({"manifest": {"vars": {"GREETING": "good morning"}}})
+        )
+        hook = place(f"{environment}/activate.d/hook-on-activate")
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text('echo noise of the hook\nsleep "${HOOK_SECONDS:-0}"\nexport HOOKED=yes\n')
+    place(f"{ENVIRONMENT}/libexec/flox-activations").symlink_to(f"{ACTIVATIONS}/bin/flox-activations")
+    place(f"{ENVIRONMENT}/activate").symlink_to(f"{INTERPRETER}/activate")
+    place(f"{ACTIVATIONS}/bin/activate").symlink_to("flox-activations")
+    place(f"{SCRIPTED}/activate").symlink_to(f"{ACTIVATIONS}/bin/activate")
+
+
+@dataclass
+class Container:
+    """One bundle, and the calls that containerd's shim makes for it."""
+
+    node: Node
+    id: str
+    bundle: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        return loaded
+
+    @property
+    def output(self) -> str:
+        return (self.bundle / "output").read_text()
+
+    @property
+    def error(self) -> str:
+        """What containerd would show: the last error line of the runtime's log."""
+        lines = [json.loads(line) for line in (self.bundle / "log.json").read_text().splitlines()]
+        message: str = [line for line in lines if line["level"] == "error"][-1]["msg"]
+        return message
+
+    def call(self, *arguments: str, **options: Any) -> int:
+        glob = ["--root", str(self.node.root), "--log", str(self.bundle / "log.json"), "--log-format=json"]
+        with (self.bundle / "output").open("ab") as output, (self.bundle / "stderr").open("ab") as stderr:
+            return subprocess.run(
+                [str(self.node.shim), *glob, *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=stderr,
+                timeout=30, check=False, **options,
+            ).returncode  # fmt: skip
+
+    def create(self) -> int:
+        pid_file = str(self.bundle / "init.pid")
+        return self.call("create", "--bundle", str(self.bundle), "--pid-file", pid_file, self.id)
+
+    def start(self) -> int:
+        return self.call("start", self.id)
+
+    def run(self) -> Container:
+        assert self.create() == 0, self.error
+        assert self.start() == 0, self.error
+        return self
+
+    def wait(self) -> str:
+        """The output, once the first process has ended."""
+        pid = (self.bundle / "init.pid").read_text()
+        for _ in range(500):
+            try:
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                    break
+            except (FileNotFoundError, ProcessLookupError):
+                break
+            time.sleep(0.02)
+        print((self.bundle / "stderr").read_text())  # pytest shows it with a failure
+        return self.output
+
+    def exec(self, *args: str, env: list[str] | None = None) -> tuple[int, str, dict[str, Any]]:
+        """Execute a command as containerd does: with the environment of the configuration that *it* knows."""
+        process_file = self.node.dir / f"process-{uuid.uuid4().hex}"
+        configured = ["PATH=/usr/bin:/bin", "CONFIGURED=1", "GREETING=from the pod", "FLOX_ENV_CACHE=/stale"]
+        process = {"user": {"uid": 0, "gid": 0}, "args": list(args), "env": configured + (env or []), "cwd": "/"}
+        process_file.write_text(json.dumps(process))
+        process_file.chmod(0o600)
+        before = len(self.output)
+        status = self.call("exec", "--process", str(process_file), self.id)
+        assert process_file.stat().st_mode & 0o777 == 0o600
+        return status, self.output[before:], json.loads(process_file.read_text())
+
+
+@dataclass
+class Node:
+    """A node's folders below a prefix that only this build of the shim knows."""
+
+    dir: Path
+    shim: Path
+    root: Path
+    containers: list[Container] = field(default_factory=list)
+
+    def path(self, absolute: str) -> Path:
+        return self.dir / absolute.lstrip("/")
+
+    def policy(self, **keys: Any) -> None:
+        path = self.path("/etc/flox-node/policy.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"schema_version": 1, **keys}))
+
+    def answer(self, shell: str) -> None:
+        """What the Python side does, as shell commands."""
+        self.path("/realise.sh").write_text(shell)
+
+    def resolve(self, **changes: Any) -> None:
+        answer = {"schema_version": 1, "ok": True, "resolution": {**RESOLUTION, **changes}}
+        self.answer(f"cat <<'END'\n{json.dumps(answer)}\nEND\n")
+
+    def bundle(self, kind: str, sandbox: str, args: list[str], flox: dict[str, str], **process: Any) -> Container:
+        container_id = sandbox if kind == "sandbox" else uuid.uuid4().hex
+        bundle = self.dir / "bundles" / container_id
+        (bundle / "rootfs").mkdir(parents=True)
+        annotations = {
+            "io.kubernetes.cri.container-type": kind,
+            "io.kubernetes.cri.sandbox-id": sandbox,
+            "io.kubernetes.cri.sandbox-name": "web",
+            "io.kubernetes.cri.sandbox-namespace": "default",
+            "io.kubernetes.cri.sandbox-uid": "b9a1e0d4",
+            **flox,
+        }
+        if kind == "container":
+            annotations["io.kubernetes.cri.container-name"] = "main"
+        config = {
+            "ociVersion": "1.0.2",
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": args,
+                "env": ["PATH=/usr/bin:/bin", "CONFIGURED=1", "GREETING=from the pod", "FLOX_ENV_CACHE=/stale"],
+                "cwd": "/",
+                "capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
+                **process,
+            },
+            "root": {"path": "rootfs"},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
+            ],
+            "linux": {
+                "cgroupsPath": f"/{CGROUP}/{container_id}",
+                "namespaces": [{"type": name} for name in ("pid", "ipc", "uts", "mount", "network")],
+            },
+            "annotations": annotations,
+        }
+        (bundle / "config.json").write_text(json.dumps(config))
+        container = Container(self, container_id, bundle)
+        self.containers.append(container)
+        return container
+
+    def sandbox(self, **flox: str) -> Container:
+        """A pod's sandbox; `environment="demo/hello"` is the annotation flox.dev/environment."""
+        annotations = {f"flox.dev/{name.replace('_', '-')}": value for name, value in flox.items()}
+        sandbox = self.bundle("sandbox", uuid.uuid4().hex, ["/pause", "sleep", "600"], annotations)
+        pause = sandbox.bundle / "rootfs/pause"
+        shutil.copy(shutil.which("busybox") or "", pause)
+        return sandbox
+
+    def container(self, sandbox: Container, *args: str, **process: Any) -> Container:
+        flox = {name: value for name, value in sandbox.config["annotations"].items() if name.startswith("flox.dev/")}
+        return self.bundle("container", sandbox.id, list(args), flox, **process)
+
+    def pod(self, *args: str, flox: dict[str, str] | None = None, **process: Any) -> Container:
+        """A container of a pod whose sandbox has been created."""
+        sandbox = self.sandbox(environment="demo/hello", **(flox or {}))
+        assert sandbox.create() == 0, sandbox.error
+        return self.container(sandbox, *args, **process)
+
+    def edit(self, container: Container, **changes: Any) -> None:
+        (container.bundle / "config.json").write_text(json.dumps({**container.config, **changes}))
+
+    def close(self) -> None:
+        for container in self.containers:
+            subprocess.run(["runc", "--root", str(self.root), "delete", "--force", container.id], check=False)
+        for controller in Path("/sys/fs/cgroup").iterdir():
+            parent = controller / CGROUP
+            if parent.is_dir():
+                parent.rmdir()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    assert shutil.which("runc") is not None, "no runc: apt-get install runc"
+    directory = tmp_path_factory.mktemp("node")
+    prefix = f"-ldflags=-X flox.dev/flox-node/shim/internal/node.prefix={directory}"
+    go_build(ROOT / "shim", directory / "flox-runtime", prefix)
+    make_view(directory / "nix/var/flox-node/views" / KEY, directory)
+    script(directory / "opt/flox-node/bin/flox-node-realise", REALISE.format(dir=directory))
+    (directory / "var/log/flox-node").mkdir(parents=True)
+    return Node(directory, directory / "flox-runtime", directory / "runc")
+
+
+@pytest.fixture
+def node(built: Node) -> Iterator[Node]:
+    built.policy(inner_runtime=shutil.which("runc"))
+    built.resolve()
+    yield built
+    built.close()
+    built.containers.clear()
+    shutil.rmtree(built.dir / "bundles", ignore_errors=True)
+
+
+def test_a_command_that_exists_only_in_the_environment_runs_in_an_image_with_no_files(node: Node) -> None:
+    output = node.pod("hello", "a b", "$HOME;", '"').run().wait()
+    assert f'hello from {ENVIRONMENT}: a b $HOME; "' in output
+    assert "pid 1 good morning yes" in output, "the command is the first process, after [vars] and hook"
+
+
+def test_the_container_sees_its_closure_read_only_and_nothing_else_of_the_store(node: Node) -> None:
+    command = "ls /nix/store; ls /nix; touch /nix/store/x || echo read-only; ls /.flox/run/*/bin/hello"
+    output = node.pod("sh", "-c", command).run().wait()
+    assert "read-only" in output
+    assert output.count("-busybox\n") == 1
+    assert "\nvar\n" not in output
+    assert "/.flox/run/x86_64-linux.hello.run/bin/hello" in output
+
+
+def test_an_unprivileged_user_on_a_read_only_root_has_home_cache_and_environment(node: Node) -> None:
+    container = node.pod("sh", "-c", 'id -u; echo "$HOME $PATH"; touch $FLOX_ENV_CACHE/x && echo cached',
+                         user={"uid": 1000, "gid": 1000})  # fmt: skip
+    node.edit(container, root={"path": "rootfs", "readonly": True})
+    output = container.run().wait()
+    assert output.splitlines() == ["1000", f"/ {ENVIRONMENT}/bin:/usr/bin:/bin", "cached"]
+
+
+def test_an_executed_command_has_the_environment_of_the_first_process(node: Node) -> None:
+    container = node.pod("sleep", "600").run()
+    command = 'echo "$FLOX_ENV_DESCRIPTION|$GREETING|$HOOKED|$FLOX_ENV_CACHE|$EXPLICIT"'
+    status, output, _ = container.exec("sh", "-c", command, env=["EXPLICIT=1"])
+    assert (status, output) == (0, "demo/hello|good morning|yes|/run/flox-node/cache|1\n")
+    status, output, _ = container.exec("hello", "again", env=["GREETING=explicit"])
+    assert status == 0
+    assert "explicit yes" in output
+    assert container.exec("sh", "-c", "exit 7")[0] == 7
+
+
+def test_an_exec_of_a_listed_container_stays_outside_the_environment(node: Node) -> None:
+    container = node.pod("sleep", "600", flox={"skip_containers_exec": "other, main"}).run()
+    status, _, process = container.exec("hello")
+    assert status != 0
+    assert "FLOX_ENV=" not in "".join(process["env"])
+    assert process["args"] == ["hello"]
+
+
+def test_a_probe_while_the_hook_still_runs_is_answered_within_a_second(node: Node) -> None:
+    container = node.pod("sleep", "600", env=["PATH=/bin", "HOOK_SECONDS=20"]).run()
+    began = time.monotonic()
+    status, output, _ = container.exec("hello", "early")
+    assert time.monotonic() - began < 1.0
+    assert (status, f"hello from {ENVIRONMENT}: early" in output) == (0, True)
+
+
+def test_a_listed_container_is_left_as_it_is(node: Node) -> None:
+    container = node.pod("/bin/true", flox={"skip_containers": "init, main,nope"})
+    before = (container.bundle / "config.json").read_bytes()
+    container.create()
+    assert (container.bundle / "config.json").read_bytes() == before
+    assert not node.path(f"/run/flox-node/containers/{container.id}.json").exists()
+
+
+def test_an_environment_without_flox_activations_starts_by_its_script(node: Node) -> None:
+    node.resolve(store_path=SCRIPTED)
+    output = node.pod("hello", "scripted").run().wait()
+    assert f"hello from {SCRIPTED}: scripted" in output
+    assert "pid 1 good morning yes" in output
+
+
+def test_a_command_that_does_not_exist_says_so(node: Node) -> None:
+    container = node.pod("nonesuch").run()
+    container.wait()
+    assert "nonesuch: command not found" in (container.bundle / "stderr").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flox", "text"),
+    [
+        ({}, "no annotation flox.dev/environment: add for example"),
+        ({"environment": "hello"}, "names no owner; the right form is owner/name or owner/name:3"),
+        ({"environment": "demo/hello@2"}, "a generation is written with a colon"),
+        ({"environment": "demo/hello:0"}, "positive number"),
+        ({"environment": "-f/../../etc"}, "begin with a letter or a digit"),
+        ({"environment": "demo/hello", "activate_mode": "build"}, "it is `run` or `dev`"),
+        ({"environment": "demo/hello", "nix_mutable": "true"}, "not supported"),
+    ],
+)
+def test_a_wrong_annotation_fails_the_sandbox_with_a_text_that_names_the_remedy(
+    node: Node, flox: dict[str, str], text: str
+) -> None:
+    node.path("/realise.request").unlink(missing_ok=True)
+    sandbox = node.sandbox(**flox)
+    assert sandbox.create() == 1
+    assert sandbox.error.startswith("flox: ")
+    assert text in sandbox.error
+    assert not node.path("/realise.request").exists(), "nothing is asked for"
+
+
+def test_the_python_side_gets_the_question_and_an_empty_environment(node: Node) -> None:
+    sandbox = node.sandbox(environment="demo/hello:3", activate_mode="run")
+    assert sandbox.create() == 0, sandbox.error
+    request = json.loads(node.path("/realise.request").read_text())
+    assert request == {
+        "schema_version": 1,
+        "environment": "demo/hello",
+        "generation": 3,
+        "mode": "run",
+        "pod": {"namespace": "default", "name": "web", "uid": "b9a1e0d4", "sandbox_id": sandbox.id},
+    }
+    names = {line.partition("=")[0] for line in node.path("/realise.environ").read_text().split()}
+    assert names == {"PATH", "LC_ALL"}
+    assert node.path("/realise.cwd").read_text() == "/\n"
+
+
+def test_the_reason_of_the_python_side_reaches_the_log(node: Node) -> None:
+    answer = {"schema_version": 1, "ok": False, "code": "access-denied", "message": "environment demo/hello: refused"}
+    node.answer(f"echo '{json.dumps(answer)}'; exit 1\n")
+    sandbox = node.sandbox(environment="demo/hello")
+    assert sandbox.create() == 1
+    assert sandbox.error == "flox: environment demo/hello: refused (code access-denied)"
+    assert not list(node.path("/run/flox-node/pods").glob(f"{sandbox.id}*"))
+
+
+def test_a_crash_of_the_python_side_is_told_without_its_secrets(node: Node) -> None:
+    log = node.path("/var/log/flox-node/runtime.jsonl")
+    node.answer("echo 'Boom: cannot use flox_pat_s3cret there' >&2; exit 3\n")
+    sandbox = node.sandbox(environment="demo/hello")
+    assert sandbox.create() == 1
+    assert "gave no usable answer (exit status 3, code bug)" in sandbox.error
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert "Boom: cannot use (removed) there" in last["message"]
+    assert "s3cret" not in log.read_text() + sandbox.error
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"environment": "demo/other"}, {"mode": "dev"}, {"store_path": "/etc"}, {"view": "/nix/var/flox-node/views/.."},
+     {"view": "/nix/var/flox-node/views/missing"}],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_right_is_refused_and_leaves_nothing(node: Node, changes: dict[str, str]) -> None:
+    node.resolve(**changes)
+    sandbox = node.sandbox(environment="demo/hello")
+    assert sandbox.create() == 1
+    assert "flox: " in sandbox.error
+    assert not node.path(f"/run/flox-node/pods/{sandbox.id}.json").exists()
+    assert not node.path(f"/nix/var/nix/gcroots/flox-node/pod-{sandbox.id}").is_symlink()
+
+
+def test_a_slow_environment_ends_at_the_deadline_with_its_whole_process_group(node: Node) -> None:
+    node.policy(inner_runtime=shutil.which("runc"), realise={"timeout_s": 0.5})
+    node.answer(f"sleep 600 & echo $! >{node.dir}/sleeper; wait\n")
+    sandbox = node.sandbox(environment="demo/hello:2")
+    began = time.monotonic()
+    assert sandbox.create() == 1
+    assert time.monotonic() - began < 3
+    assert "environment demo/hello, generation 2, was not ready within" in sandbox.error
+    assert "timeout" in sandbox.error
+    sleeper = int(node.path("/sleeper").read_text())
+    for _ in range(50):
+        try:
+            if Path(f"/proc/{sleeper}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except FileNotFoundError:
+            return
+        time.sleep(0.02)
+    os.kill(sleeper, signal.SIGKILL)
+    pytest.fail("a process of the Python side outlived the deadline")
+
+
+def test_a_sandbox_holds_its_environment_from_create_to_delete(node: Node) -> None:
+    container = node.pod("sleep", "600").run()
+    sandbox = node.containers[0]
+    record = node.path(f"/run/flox-node/pods/{sandbox.id}.json")
+    root = node.path(f"/nix/var/nix/gcroots/flox-node/pod-{sandbox.id}")
+    assert json.loads(record.read_text())["resolution"] == RESOLUTION
+    assert record.stat().st_mode & 0o777 == 0o600
+    assert root.readlink() == Path(ENVIRONMENT)
+    own = node.path(f"/run/flox-node/containers/{container.id}.json")
+    assert container.call("delete", container.id) != 0
+    assert own.exists(), "runc refuses to delete a running container, so its record stays"
+    assert container.call("delete", "--force", container.id) == 0
+    assert not own.exists()
+    assert record.exists()
+    assert sandbox.call("delete", "--force", sandbox.id) == 0
+    assert not record.exists()
+    assert not root.is_symlink()
+
+
+def test_a_container_without_a_sandbox_of_ours_is_refused_with_a_remedy(node: Node) -> None:
+    sandbox = node.sandbox(environment="demo/hello")
+    container = node.container(sandbox, "hello")
+    assert container.create() == 1
+    assert "no record of the pod's environment" in container.error
+    assert "delete the pod" in container.error
+
+
+@pytest.mark.parametrize("kind", ["folder", "symlink", "file"])
+def test_an_image_with_its_own_nix_is_refused_and_no_symlink_of_it_is_followed(node: Node, kind: str) -> None:
+    container = node.pod("hello")
+    nix = container.bundle / "rootfs/nix"
+    match kind:
+        case "folder":
+            (nix / "store").mkdir(parents=True)
+        case "symlink":
+            nix.symlink_to(node.dir / "empty")
+            (node.dir / "empty").mkdir(exist_ok=True)
+        case _:
+            nix.touch()
+    assert container.create() == 1
+    assert "the image has a /nix of its own" in container.error
+    assert not (container.bundle / "flox-ctx.json").exists()
+
+
+def test_symlinks_of_an_image_do_not_move_our_mounts_onto_the_host(node: Node) -> None:
+    container = node.pod("sh", "-c", "ls /run/flox-node /.flox/run")
+    (container.bundle / "rootfs/run").symlink_to("/etc")
+    (container.bundle / "rootfs/.flox").symlink_to("/etc")
+    before = sorted(os.listdir("/etc"))
+    output = container.run().wait()
+    assert "ctx.json" in output
+    assert sorted(os.listdir("/etc")) == before
+
+
+@pytest.mark.parametrize(
+    ("mount", "text"),
+    [
+        ({"destination": "/nix/store"}, 'mounts a volume at "/nix/store"'),
+        ({"destination": "/a/../nix"}, "mount it elsewhere"),
+        ({"destination": "/run/flox-node/cache"}, "mount it elsewhere"),
+        ({"destination": "/run", "options": ["rbind", "rshared"]}, "mountPropagation Bidirectional"),
+    ],
+)
+def test_a_volume_in_the_environments_place_is_refused(node: Node, mount: dict[str, Any], text: str) -> None:
+    container = node.pod("hello")
+    mounts = [*container.config["mounts"], {"type": "bind", "source": "/tmp", **mount}]
+    node.edit(container, mounts=mounts)
+    assert container.create() == 1
+    assert text in container.error
+
+
+def test_fields_that_we_do_not_know_survive_the_rewriting(node: Node) -> None:
+    container = node.pod("hello")
+    before = container.config
+    later = {"number": 9007199254740993, "text": "<&>\u2028"}
+    before["process"]["later"] = later
+    before["mounts"][0]["later"] = later
+    node.edit(container, process=before["process"], mounts=before["mounts"], later=later)
+    container.create()
+    after = container.config
+    assert after["later"] == after["process"]["later"] == after["mounts"][0]["later"] == later
+    for name in ("ociVersion", "root", "linux", "annotations"):
+        assert after[name] == before[name]
+    assert '"number":9007199254740993' in (container.bundle / "config.json").read_text()
+
+
+@pytest.mark.parametrize("command", ["features", "kill", "state", "run", "start", "delete", "exec"])
+def test_every_other_call_becomes_the_inner_runtime_with_the_same_arguments_and_environment(
+    node: Node, command: str
+) -> None:
+    recorder = node.dir / "recorder"
+    script(recorder, RECORDER.format(to=node.dir / "seen"))
+    node.policy(inner_runtime=str(recorder))
+    environment = {
+        "LD_LIBRARY_PATH": "/opt/containerd/lib:",
+        "EMPTY": "",
+        "TTRPC_ADDRESS": "x",
+        "PATH": os.environ["PATH"],
+    }
+    arguments = ["--root", "/r", "--systemd-cgroup", "--log=/dev/null", command, "--all", "id", "9"]
+
+    def inherit() -> None:
+        os.umask(0o137)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))
+
+    done = subprocess.run([node.shim, *arguments], env=environment, preexec_fn=inherit, cwd="/usr", check=False)
+    assert done.returncode == 7
+    argv = node.path("/seen.argv").read_text().splitlines()
+    assert argv[1:] == [str(recorder), *arguments]
+    assert node.path("/seen.environ").read_text().split() == sorted(f"{k}={v}" for k, v in environment.items())
+    assert node.path("/seen.limits").read_text().split() == ["512", "1024", "0137", "/usr"]
+
+
+def test_an_inner_runtime_that_is_the_shim_itself_is_refused(node: Node) -> None:
+    link = node.dir / "runc-link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(node.shim)
+    node.policy(inner_runtime=str(link))
+    container = node.bundle("other", uuid.uuid4().hex, ["/bin/true"], {})
+    assert container.create() == 1
+    assert "it is flox-runtime itself: set `inner_runtime` in the policy" in container.error
+
+
+def test_a_damaged_policy_stops_new_containers_and_not_the_removal_of_old_ones(node: Node) -> None:
+    container = node.pod("sleep", "600").run()
+    node.path("/etc/flox-node/policy.json").write_text("{")
+    another = node.bundle("other", uuid.uuid4().hex, ["/bin/true"], {})
+    assert another.create() == 1
+    assert "policy.json is damaged" in another.error
+    assert container.exec("hello")[0] == 0
+    assert container.call("kill", container.id, "9") == 0
+    container.wait()
+    assert container.call("delete", container.id) == 0
+
+
+def test_an_error_is_also_on_stderr_and_in_text_form_when_the_caller_wants_that(node: Node) -> None:
+    sandbox = node.sandbox()
+    log = sandbox.bundle / "text.log"
+    done = subprocess.run(
+        [node.shim, "--log", str(log), "create", "--bundle", str(sandbox.bundle), sandbox.id],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("flox: the pod has no annotation flox.dev/environment")
+    assert ' level=error msg="flox: the pod has no annotation' in log.read_text()

@@ -1,0 +1,501 @@
+"""A double of the Flox CLI 1.14.1: the published contract of `flox pull`, with real git, real Nix, real environments.
+
+It clones the floxmeta repository from the hub, realises the locked packages through Nix' own substituters, and builds the
+environment as a derivation, so that store paths, links, roots and closures are those of a real store. Where the real one
+is strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
+
+Its programs are named by a JSON file, `share/flox-double.json` beside this script or its folder:
+
+    {"busybox": STORE PATH, "activations": STORE PATH, "nix": FOLDER OF nix, "git": FOLDER OF git}
+
+Faults: the word in the file FAULT_FILE, or in the variable FLOX_DOUBLE_FAULT, makes it misbehave as real ones did:
+`slow:SECONDS` (before the build), `dot-names` (links as before 1.13), `no-links` (exit 0 without an environment),
+`relock` (another lock than the hub's), `leak` (a background process that holds stderr open), `fail` (an unknown error).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+VERSION = "1.14.1"
+FAULT_FILE = Path("/run/flox-double.fault")
+MACHINE = f"{os.uname().machine}-linux"
+
+ENVIRONMENT = r"""
+{ parameters }:
+let
+  given = builtins.fromJSON (builtins.readFile parameters);
+  manifest = (builtins.fromJSON given.lock).manifest;
+  busybox = builtins.storePath given.busybox;
+  activations = builtins.storePath given.activations;
+  packages = map (package: package // { path = builtins.storePath package.path; }) given.packages;
+  text = builtins.toFile;
+
+  build = name: script: attributes: derivation ({
+    inherit name;
+    system = builtins.currentSystem;
+    builder = "${busybox}/bin/busybox";
+    args = [ "sh" "-eu" (text "build-${name}" script) ];
+    PATH = "${busybox}/bin";
+  } // attributes);
+
+  interpreter = build "flox-interpreter" given.scripts.interpreter {
+    shell = "${busybox}/bin/sh";
+    activate = text "activate" given.scripts.activate;
+    inherit activations;
+  };
+  hook = manifest.hook.on-activate or null;
+  profile = manifest.profile or { };
+  manifestPackage = build "manifest" given.scripts.manifest {
+    lock = text "manifest.lock" given.lock;
+    envrc = text "envrc" (builtins.concatStringsSep "" (map (name: "export ${name}=\"${manifest.vars.${name}}\"\n")
+      (builtins.attrNames (manifest.vars or { }))));
+    hook = if hook == null then "" else text "hook-on-activate" hook;
+    profiles = map (shell: text "profile-${shell}" profile.${shell}) (builtins.attrNames profile);
+  };
+  sources = map (package: package.path) packages ++ [ interpreter activations manifestPackage ];
+in
+build "environment" given.scripts.environment {
+  outputs = [ "run" "dev" ];
+  inherit interpreter activations;
+  manifest = manifestPackage;
+  packages = map (package: "${toString package.priority}:${package.path}") packages;
+  exportReferencesGraph = builtins.concatLists
+    (builtins.genList (i: [ "graph-${toString i}" (builtins.elemAt sources i) ]) (builtins.length sources));
+}
+"""
+
+INTERPRETER = r"""
+mkdir -p $out/activate.d $out/etc/profile.d
+{ echo "#!$shell"; sed "s|@activations@|$activations|g" $activate; } > $out/activate
+chmod 0555 $out/activate
+echo 'export FLOX_DOUBLE_PROFILE=1' > $out/etc/profile.d/0100_double.sh
+"""
+
+MANIFEST = r"""
+mkdir -p $out/activate.d
+cp $lock $out/manifest.lock
+cp $envrc $out/activate.d/envrc
+if [ -n "$hook" ]; then cp $hook $out/activate.d/hook-on-activate; fi
+for profile in $profiles; do cp $profile $out/activate.d/${profile#*-}; done
+"""
+
+BUILD = r"""
+# Store paths of a graph file: path, deriver, number of references, references; all of them are in the closure.
+requisites() {
+  cat graph-* | awk '
+    state == 0 { print; state = 1; next }
+    state == 1 { state = 2; next }
+    state == 2 { left = $1; state = left ? 3 : 0; next }
+    state == 3 { if (--left == 0) state = 0 }' | sort -u
+}
+for output in run dev; do
+  target=$(eval echo \$$output)
+  mkdir $target
+  : > taken
+  for entry in $packages; do
+    priority=${entry%%:*} package=${entry#*:}
+    cd $package
+    find . -mindepth 1 -type d | while read -r folder; do
+      case "$output:$folder" in run:./include|run:./include/*) continue;; esac
+      mkdir -p "$target/$folder"
+    done
+    find . -mindepth 1 ! -type d | while read -r file; do
+      case "$output:$file" in run:./include/*) continue;; esac
+      if [ -L "$target/$file" ]; then
+        other=$(grep -F " $file " $NIX_BUILD_TOP/taken | head -n 1)
+        if [ "${other%% *}" = "$priority" ]; then
+          echo "error: '${other##* }' conflicts with '$package'. Both packages provide the file '${file#./}'" >&2
+          echo "Resolve by uninstalling one of the conflicting packages or setting the priority of" >&2
+          echo "the preferred package to a value lower than '$priority'" >&2
+          exit 1
+        fi
+        continue
+      fi
+      ln -s "$package/${file#./}" "$target/$file"
+      echo "$priority $file $package" >> $NIX_BUILD_TOP/taken
+    done
+    cd $NIX_BUILD_TOP
+  done
+  mkdir -p $target/activate.d $target/libexec $target/etc/profile.d
+  ln -s $interpreter/activate $target/activate
+  ln -s $interpreter/etc/profile.d/* $target/etc/profile.d/
+  ln -s $manifest/activate.d/* $target/activate.d/
+  ln -s $manifest/manifest.lock $target/manifest.lock
+  ln -s $activations/libexec/flox-activations $target/libexec/flox-activations
+  requisites > $target/requisites.txt
+done
+"""
+
+ACTIVATE = r"""
+set -eu
+fail() { echo "$*" >&2; exit 1; }
+env="" mode=dev skip_hook=""
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --env) env=$2; shift 2;;
+    --mode) mode=$2; shift 2;;
+    --env-cache) export _FLOX_ENV_CACHE="$2"; shift 2;;
+    --env-project) export FLOX_ENV_PROJECT="$2"; shift 2;;
+    --cuda-detection) shift 2;;
+    --add-sbin) shift;;
+    --skip-hook-on-activate) skip_hook=1; shift;;
+    --) shift; break;;
+    *) fail "activate: unknown option '$1'";;
+  esac
+done
+[ -n "$env" ] || fail "activate: --env is required"
+case "$mode" in run|dev) ;; *) fail "activate: unknown mode '$mode'";; esac
+[ $# -gt 0 ] || fail "activate: a command is required"
+if [ -n "${_FLOX_ENV_CACHE:-}" ]; then export FLOX_ENV_CACHE="$_FLOX_ENV_CACHE"; unset _FLOX_ENV_CACHE; fi
+export FLOX_ENV="$env" FLOX_ENV_DIRS="$env" FLOX_ACTIVATE_START_SERVICES=false
+export PATH="$env/bin${PATH:+:$PATH}"
+for script in "$env"/etc/profile.d/*.sh; do . "$script"; done
+. "$env/activate.d/envrc"
+if [ -z "$skip_hook" ] && [ -e "$env/activate.d/hook-on-activate" ]; then
+  . "$env/activate.d/hook-on-activate" 1>&2
+fi
+exec "$@"
+"""
+
+
+def main() -> None:
+    """The command line."""
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("-q", "-v", "-vv", "--quiet", "--verbose")]
+    if arguments == ["--version"]:
+        print(VERSION)
+        return
+    set_user()
+    if arguments[:1] != ["pull"]:
+        fail(f"this double of Flox knows `pull` and `--version`, not {arguments!r}")
+    options = parse_pull(arguments[1:])
+    os.umask(0o022)
+    try:
+        pull(**options)
+    except Failed as error:
+        fail(str(error))
+
+
+class Failed(Exception):
+    """What Flox prints after its error mark."""
+
+
+def fail(text: str) -> NoReturn:
+    """Every error of Flox is exit 1 and text on stderr."""
+    sys.stderr.write(f"✘ ERROR: {text}\n")
+    sys.exit(1)
+
+
+def set_user() -> None:
+    """Flox believes USER and HOME only when USER is the effective user's name; otherwise passwd decides."""
+    if "USER" not in os.environ:
+        fail("could not determine username from $USER")
+    try:
+        known = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        fail(f"failed to get username for uid {os.geteuid()}")
+    if os.environ["USER"] != known.pw_name:
+        os.environ.update(USER=known.pw_name, HOME=known.pw_dir)
+    if "HOME" not in os.environ:
+        fail("failed to get home directory")
+
+
+def parse_pull(arguments: list[str]) -> dict[str, Any]:
+    """`pull [--copy] [-f] [-d DIR] [-g N] OWNER/NAME`."""
+    options: dict[str, Any] = {"copy": False, "force": False, "folder": Path.cwd(), "generation": None}
+    positional = []
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if word == "--copy":
+            options["copy"] = True
+        elif word in ("-f", "--force"):
+            options["force"] = True
+        elif word in ("-d", "--dir", "-g", "--generation"):
+            if not queue:
+                fail(f"expected an argument after `{word}`")
+            options["folder" if word in ("-d", "--dir") else "generation"] = queue.pop(0)
+        elif word.startswith("-"):
+            fail(f"`{word}` is not expected in this context")
+        else:
+            positional.append(word)
+    if (
+        len(positional) != 1
+        or positional[0].count("/") != 1
+        or " " in positional[0]
+        or not all(positional[0].split("/"))
+    ):
+        fail(f"couldn't parse {' '.join(positional)!r}: expected <owner>/<name>")
+    if options["generation"] is not None:
+        if not options["copy"]:
+            fail("The --generation option can only be used when pulling with --copy")
+        if not options["generation"].isdigit():
+            fail(f"couldn't parse `{options['generation']}`: invalid digit found in string")
+        options["generation"] = int(options["generation"])
+    options["folder"] = Path(options["folder"])
+    options["reference"] = positional[0]
+    return options
+
+
+def pull(*, copy: bool, force: bool, folder: Path, generation: int | None, reference: str) -> None:
+    """Fetch an environment and build it; a failure leaves no `.flox`."""
+    owner, name = reference.split("/")
+    dot_flox = folder / ".flox"
+    if dot_flox.exists():
+        if not force:
+            raise Failed(f'An environment already exists at "{folder}". Use --force to overwrite.')
+        shutil.rmtree(dot_flox)
+    programs = load_programs()
+    data_folder = directory("FLOX_DATA_DIR", "XDG_DATA_HOME", ".local/share")
+    directory("FLOX_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
+    base, token = git_url(), floxhub_token()
+    (data_folder / "meta").mkdir(parents=True, exist_ok=True)
+    with locked(data_folder / "meta" / f"{owner}.lock"):
+        meta = Floxmeta(programs["git"], data_folder / "meta" / owner, token)
+        meta.fetch(f"{base}/{owner}/floxmeta", reference, name)
+        metadata = json.loads(meta.show(name, "metadata.json"))
+        if metadata.get("version") != 2:
+            raise Failed(f"Environment metadata of version '{metadata.get('version')}' is not supported")
+        live = int(metadata["history"][-1]["current_generation"])
+        number = live if generation is None else generation
+        try:
+            lock = meta.show(name, f"{number}/env/manifest.lock")
+            toml = meta.show(name, f"{number}/env/manifest.toml")
+        except Failed:
+            raise Failed(f"Failed to create a new generation: generation {number} not found") from None
+    try:
+        (dot_flox / "env").mkdir(parents=True)
+        for part in ("run", "cache", "log"):
+            (dot_flox / part).mkdir()
+        pointer = (
+            {"name": name, "version": 1} if copy else {"owner": owner, "name": name, "floxhub_url": base, "version": 1}
+        )
+        (dot_flox / "env.json").write_text(json.dumps(pointer))
+        (dot_flox / ".gitignore").write_text("run/\ncache/\nlog/\n")
+        if fault() == "relock":
+            lock = lock.replace('"priority": 5', '"priority": 6')
+        (dot_flox / "env/manifest.lock").write_text(lock)
+        (dot_flox / "env/manifest.toml").write_text(toml)
+        build(programs, dot_flox, name, lock)
+    except BaseException:
+        shutil.rmtree(dot_flox, ignore_errors=True)
+        raise
+    sys.stderr.write(
+        f"✔ Pulled {reference} from {base}\n" if not copy else f"✔ Created path environment from {reference}\n"
+    )
+
+
+def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -> None:
+    """Realise the lock's packages for this system and make `run/<system>.<name>-{run,dev}`."""
+    kind, _, argument = fault().partition(":")
+    if kind == "slow":
+        time.sleep(float(argument))
+    elif kind == "fail":
+        raise Failed("Failed to construct environment: error: \x1b[31mthe moon is in the way\x1b[0m")
+    elif kind == "leak":
+        subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+    elif kind == "no-links":
+        return
+    lock = json.loads(lock_text)
+    systems = lock["manifest"].get("options", {}).get("systems") or [MACHINE]
+    if MACHINE not in systems:
+        raise Failed(f"This environment is not yet compatible with your system ({MACHINE}).")
+    nix = Nix(programs["nix"])
+    packages = []
+    for package in lock["packages"]:
+        if package["system"] == MACHINE:
+            packages += [{"path": path, "priority": package["priority"]} for path in nix.realise(package)]
+    parameters = dot_flox / "cache/parameters.json"
+    given = {
+        "busybox": programs["busybox"],
+        "activations": programs["activations"],
+        "packages": sorted(packages, key=lambda package: package["priority"]),
+        "lock": lock_text,
+        "scripts": {"interpreter": INTERPRETER, "manifest": MANIFEST, "environment": BUILD, "activate": ACTIVATE},
+    }
+    parameters.write_text(json.dumps(given))
+    expression = dot_flox / "cache/environment.nix"
+    expression.write_text(ENVIRONMENT)
+    nix.build(expression, parameters, dot_flox / f"run/{MACHINE}.{name}")
+    if kind == "dot-names":
+        for mode in ("run", "dev"):
+            new = dot_flox / f"run/{MACHINE}.{name}-{mode}"
+            (dot_flox / f"run/{MACHINE}.{name}.{mode}").symlink_to(os.readlink(new))
+            new.unlink()
+
+
+class Nix:
+    """The store."""
+
+    def __init__(self, folder: str) -> None:
+        self._nix = [f"{folder}/nix", "--extra-experimental-features", "nix-command flakes"]
+
+    def realise(self, package: dict[str, Any]) -> list[str]:
+        """The store paths of a locked package, present and valid."""
+        name = package["install_id"]
+        if "store_path" in package:
+            if not os.path.lexists(package["store_path"]):
+                raise Failed(
+                    f"Failed to build environment: Failed to realise '{name}': {package['store_path']} does not exist"
+                )
+            paths = [package["store_path"]]
+        elif "outputs" in package:
+            paths = [path for output, path in package["outputs"].items() if output != "stubs"]
+        else:
+            raise Failed(f"Failed to build environment: Failed to realise '{name}'")
+        for path in paths:
+            done = self._run("build", "--no-link", path)
+            if done.returncode == 0:
+                continue
+            said = done.stderr
+            if "signature" in said or "not signed" in said:
+                raise Failed(f"Failed to build environment: Package '{name}' is not signed by a trusted key")
+            if "unable to download" in said or "Couldn't" in said:
+                raise Failed(f"Failed to build environment: Couldn't download package '{name}'")
+            raise Failed(f"Failed to build environment: Can't find download location for package '{name}'")
+        return paths
+
+    def build(self, expression: Path, parameters: Path, link: Path) -> None:
+        """Build both outputs of the environment: links `<link>-run` and `<link>-dev`, which are indirect roots."""
+        done = self._run(
+            "build", "--offline", "--out-link", str(link), "--file", str(expression), "--argstr", "parameters",
+            str(parameters), "^*",
+        )  # fmt: skip
+        if done.returncode:
+            start = done.stderr.find("Resolve by uninstalling")
+            if start >= 0:
+                raise Failed(f"Failed to build environment:\n\n{done.stderr[max(0, start - 300) : start + 150]}")
+            raise Failed(f"Failed to construct environment: {done.stderr}")
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self._nix, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+
+
+class Floxmeta:
+    """The bare clone of an owner's repository."""
+
+    def __init__(self, git_folder: str, folder: Path, token: str | None) -> None:
+        # The token is read by a helper, from the environment: it stands in no argument.
+        helper = '!f() { echo username=oauth; echo "password=$FLOX_FLOXHUB_TOKEN"; }; f'
+        credentials = ["-c", "credential.helper=", *(["-c", f"credential.helper={helper}"] if token else [])]
+        self._git = [f"{git_folder}/git", *credentials]
+        self._folder = folder
+        self._env = {
+            **os.environ,
+            "GIT_CONFIG_GLOBAL": "/dev/null",
+            "GIT_CONFIG_SYSTEM": "/dev/null",
+            "GIT_TERMINAL_PROMPT": "0",
+        }
+        self._env.pop("FLOX_FLOXHUB_TOKEN", None)
+        if token:
+            self._env["FLOX_FLOXHUB_TOKEN"] = token
+
+    def fetch(self, url: str, reference: str, branch: str) -> None:
+        """Clone the environment's branch."""
+        done = self._run("clone", "--quiet", "--bare", "--single-branch", "--branch", branch, url, str(self._folder))
+        if done.returncode == 0:
+            return
+        said = done.stderr
+        if any(text in said for text in ("DENIED", "Authentication failed", "Permission denied")):
+            raise Failed("You do not have permission to pull this environment")
+        starts = ("fatal: couldn't find remote ref ", "warning: Could not find remote branch ", "fatal: Remote branch ")
+        if any(line.startswith(starts) for line in said.splitlines()):
+            raise Failed(f"The environment {reference} does not exist.")
+        code = f"[exit code {done.returncode}]"
+        raise Failed(f"Failed to get latest version of remote environment: Git failed with: {code}\n{said}")
+
+    def show(self, branch: str, path: str) -> str:
+        """A file at the branch's tip."""
+        done = self._run("--git-dir", str(self._folder), "show", f"refs/heads/{branch}:{path}")
+        if done.returncode:
+            raise Failed(f"Failed to read {path}: {done.stderr}")
+        return done.stdout
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*self._git, *arguments]
+        return subprocess.run(
+            command, env=self._env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+
+
+def git_url() -> str:
+    """Where the repositories are."""
+    override = os.environ.get("_FLOX_FLOXHUB_GIT_URL")
+    if override:
+        sys.stderr.write(f"! Using {override} as FloxHub host\n")
+        return override.rstrip("/")
+    hub = os.environ.get("FLOX_FLOXHUB_URL", "https://hub.flox.dev").rstrip("/")
+    scheme, _, host = hub.partition("://")
+    if host.startswith("hub.") and host.endswith("flox.dev"):
+        return f"{scheme}://api.{host.removeprefix('hub.')}/git"
+    return f"{hub}/git"
+
+
+def floxhub_token() -> str | None:
+    """FLOX_FLOXHUB_TOKEN: a JWT or an opaque `flox_...`; a malformed one is warned about and not used."""
+    token = os.environ.get("FLOX_FLOXHUB_TOKEN")
+    if token is None:
+        return None
+    if not (token.startswith("flox_") or token.count(".") == 2) or token != token.strip():
+        sys.stderr.write("! Your FloxHub token is invalid: InvalidToken\n")
+        return None
+    return token
+
+
+def directory(variable: str, xdg: str, below_home: str) -> Path:
+    """One of Flox' folders, made if it is not there."""
+    named = os.environ.get(variable)
+    if named:
+        folder = Path(named)
+    else:
+        folder = Path(os.environ.get(xdg) or os.path.join(os.environ["HOME"], below_home)) / "flox"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(f"Could not create {folder}: {error.strerror}") from error
+    return folder
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Flox' own lock on an owner's clone."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load_programs() -> dict[str, str]:
+    """Where the store's programs are."""
+    here = Path(__file__).resolve().parent
+    named = os.environ.get("FLOX_DOUBLE_CONFIG")
+    candidates = [Path(named)] if named else [folder / "share/flox-double.json" for folder in (here, here.parent)]
+    for candidate in candidates:
+        if candidate.exists():
+            loaded: dict[str, str] = json.loads(candidate.read_text())
+            return loaded
+    raise Failed(f"this double of Flox has no {candidates[-1]}")
+
+
+def fault() -> str:
+    """How to misbehave; empty: not at all."""
+    try:
+        return FAULT_FILE.read_text().strip()
+    except OSError:
+        return os.environ.get("FLOX_DOUBLE_FAULT", "")
+
+
+if __name__ == "__main__":
+    main()
