@@ -9,7 +9,10 @@ from typing import NoReturn
 import typer
 
 from flox_node import __version__
-from flox_node.cli import containerd, node, payload, policy
+from flox_node.cli.containerd import app as containerd
+from flox_node.cli.node import mount
+from flox_node.cli.payload import app as payload
+from flox_node.cli.policy import app as policy
 from flox_node.errors import FloxNodeError
 
 app = typer.Typer(
@@ -22,10 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-node.mount(app)
-app.add_typer(payload.app, name="payload")
-app.add_typer(containerd.app, name="containerd")
-app.add_typer(policy.app, name="policy")
+mount(app)
+app.add_typer(payload, name="payload")
+app.add_typer(containerd, name="containerd")
+app.add_typer(policy, name="policy")
 
 
 def _print_version(wanted: bool) -> None:
