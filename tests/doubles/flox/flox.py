@@ -1,8 +1,8 @@
 """A double of the Flox CLI 1.14.1: the published contract of `flox pull`, with real git, real Nix, real environments.
 
-It clones the floxmeta repository from the hub, realises the locked packages through Nix' own substituters, and builds the
-environment as a derivation, so that store paths, links, roots and closures are those of a real store. Where the real one
-is strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
+It clones the floxmeta repository from the hub, realises the locked packages through Nix' own substituters, and builds
+the environment as a derivation, so that store paths, links, roots and closures are those of a real store. Where the real
+one is strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
 
 Its programs are named by a JSON file, `share/flox-double.json` beside this script or its folder:
 
@@ -183,11 +183,11 @@ def main() -> None:
     os.umask(0o022)
     try:
         pull(**options)
-    except Failed as error:
+    except FailedError as error:
         fail(str(error))
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """What Flox prints after its error mark."""
 
 
@@ -254,7 +254,7 @@ def pull(*, copy: bool, force: bool, folder: Path, generation: int | None, refer
     dot_flox = folder / ".flox"
     if dot_flox.exists():
         if not force:
-            raise Failed(f'An environment already exists at "{folder}". Use --force to overwrite.')
+            raise FailedError(f'An environment already exists at "{folder}". Use --force to overwrite.')
         shutil.rmtree(dot_flox)
     programs = load_programs()
     data_folder = directory("FLOX_DATA_DIR", "XDG_DATA_HOME", ".local/share")
@@ -266,14 +266,14 @@ def pull(*, copy: bool, force: bool, folder: Path, generation: int | None, refer
         meta.fetch(f"{base}/{owner}/floxmeta", reference, name)
         metadata = json.loads(meta.show(name, "metadata.json"))
         if metadata.get("version") != 2:
-            raise Failed(f"Environment metadata of version '{metadata.get('version')}' is not supported")
+            raise FailedError(f"Environment metadata of version '{metadata.get('version')}' is not supported")
         live = int(metadata["history"][-1]["current_generation"])
         number = live if generation is None else generation
         try:
             lock = meta.show(name, f"{number}/env/manifest.lock")
             toml = meta.show(name, f"{number}/env/manifest.toml")
-        except Failed:
-            raise Failed(f"Failed to create a new generation: generation {number} not found") from None
+        except FailedError:
+            raise FailedError(f"Failed to create a new generation: generation {number} not found") from None
     try:
         (dot_flox / "env").mkdir(parents=True)
         for part in ("run", "cache", "log"):
@@ -302,7 +302,7 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
     if kind == "slow":
         time.sleep(float(argument))
     elif kind == "fail":
-        raise Failed("Failed to construct environment: error: \x1b[31mthe moon is in the way\x1b[0m")
+        raise FailedError("Failed to construct environment: error: \x1b[31mthe moon is in the way\x1b[0m")
     elif kind == "leak":
         subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
     elif kind == "no-links":
@@ -310,8 +310,10 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
     lock = json.loads(lock_text)
     systems = lock["manifest"].get("options", {}).get("systems") or [MACHINE]
     if MACHINE not in systems:
-        raise Failed(f"This environment is not yet compatible with your system ({MACHINE}).")
+        raise FailedError(f"This environment is not yet compatible with your system ({MACHINE}).")
     nix = Nix(programs["nix"])
+    # The real one's closure holds its flox-activations; a test payload may leave it to the binary cache.
+    nix.realise({"install_id": "flox-activations", "outputs": {"out": programs["activations"]}})
     packages = []
     for package in lock["packages"]:
         if package["system"] == MACHINE:
@@ -346,24 +348,24 @@ class Nix:
         name = package["install_id"]
         if "store_path" in package:
             if not os.path.lexists(package["store_path"]):
-                raise Failed(
+                raise FailedError(
                     f"Failed to build environment: Failed to realise '{name}': {package['store_path']} does not exist"
                 )
             paths = [package["store_path"]]
         elif "outputs" in package:
             paths = [path for output, path in package["outputs"].items() if output != "stubs"]
         else:
-            raise Failed(f"Failed to build environment: Failed to realise '{name}'")
+            raise FailedError(f"Failed to build environment: Failed to realise '{name}'")
         for path in paths:
             done = self._run("build", "--no-link", path)
             if done.returncode == 0:
                 continue
             said = done.stderr
             if "signature" in said or "not signed" in said:
-                raise Failed(f"Failed to build environment: Package '{name}' is not signed by a trusted key")
+                raise FailedError(f"Failed to build environment: Package '{name}' is not signed by a trusted key")
             if "unable to download" in said or "Couldn't" in said:
-                raise Failed(f"Failed to build environment: Couldn't download package '{name}'")
-            raise Failed(f"Failed to build environment: Can't find download location for package '{name}'")
+                raise FailedError(f"Failed to build environment: Couldn't download package '{name}'")
+            raise FailedError(f"Failed to build environment: Can't find download location for package '{name}'")
         return paths
 
     def build(self, expression: Path, parameters: Path, link: Path) -> None:
@@ -375,8 +377,8 @@ class Nix:
         if done.returncode:
             start = done.stderr.find("Resolve by uninstalling")
             if start >= 0:
-                raise Failed(f"Failed to build environment:\n\n{done.stderr[max(0, start - 300) : start + 150]}")
-            raise Failed(f"Failed to construct environment: {done.stderr}")
+                raise FailedError(f"Failed to build environment:\n\n{done.stderr[max(0, start - 300) : start + 150]}")
+            raise FailedError(f"Failed to construct environment: {done.stderr}")
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -410,18 +412,18 @@ class Floxmeta:
             return
         said = done.stderr
         if any(text in said for text in ("DENIED", "Authentication failed", "Permission denied")):
-            raise Failed("You do not have permission to pull this environment")
+            raise FailedError("You do not have permission to pull this environment")
         starts = ("fatal: couldn't find remote ref ", "warning: Could not find remote branch ", "fatal: Remote branch ")
         if any(line.startswith(starts) for line in said.splitlines()):
-            raise Failed(f"The environment {reference} does not exist.")
+            raise FailedError(f"The environment {reference} does not exist.")
         code = f"[exit code {done.returncode}]"
-        raise Failed(f"Failed to get latest version of remote environment: Git failed with: {code}\n{said}")
+        raise FailedError(f"Failed to get latest version of remote environment: Git failed with: {code}\n{said}")
 
     def show(self, branch: str, path: str) -> str:
         """A file at the branch's tip."""
         done = self._run("--git-dir", str(self._folder), "show", f"refs/heads/{branch}:{path}")
         if done.returncode:
-            raise Failed(f"Failed to read {path}: {done.stderr}")
+            raise FailedError(f"Failed to read {path}: {done.stderr}")
         return done.stdout
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -465,7 +467,7 @@ def directory(variable: str, xdg: str, below_home: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Failed(f"Could not create {folder}: {error.strerror}") from error
+        raise FailedError(f"Could not create {folder}: {error.strerror}") from error
     return folder
 
 
@@ -486,7 +488,7 @@ def load_programs() -> dict[str, str]:
         if candidate.exists():
             loaded: dict[str, str] = json.loads(candidate.read_text())
             return loaded
-    raise Failed(f"this double of Flox has no {candidates[-1]}")
+    raise FailedError(f"this double of Flox has no {candidates[-1]}")
 
 
 def fault() -> str:
