@@ -1,10 +1,11 @@
 """A double of the Flox CLI 1.14.1: the published contract of `flox pull`, with real git, real Nix, real environments.
 
 It clones the floxmeta repository from the hub, realises the locked packages through Nix' own substituters, and builds
-the environment as a derivation, so that store paths, links, roots and closures are those of a real store. Where the real
-one is strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
+the environment as a derivation: store paths, links, roots and closures are those of a real store. Where the real one is
+strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
 
-Its programs are named by a JSON file, `share/flox-double.json` beside this script or its folder:
+Its programs are named by a JSON file, `share/flox-double.json` beside this script or its folder; without it they are
+looked for in PATH, and flox-activations among the environment's own packages:
 
     {"busybox": STORE PATH, "activations": STORE PATH, "nix": FOLDER OF nix, "git": FOLDER OF git}
 
@@ -30,6 +31,7 @@ from typing import Any, NoReturn
 
 VERSION = "1.14.1"
 FAULT_FILE = Path("/run/flox-double.fault")
+ACTIVATIONS = "libexec/flox-activations"
 MACHINE = f"{os.uname().machine}-linux"
 
 ENVIRONMENT = r"""
@@ -129,11 +131,11 @@ for output in run dev; do
     cd $NIX_BUILD_TOP
   done
   mkdir -p $target/activate.d $target/libexec $target/etc/profile.d
-  ln -s $interpreter/activate $target/activate
-  ln -s $interpreter/etc/profile.d/* $target/etc/profile.d/
-  ln -s $manifest/activate.d/* $target/activate.d/
-  ln -s $manifest/manifest.lock $target/manifest.lock
-  ln -s $activations/libexec/flox-activations $target/libexec/flox-activations
+  ln -sf $interpreter/activate $target/activate
+  ln -sf $interpreter/etc/profile.d/* $target/etc/profile.d/
+  ln -sf $manifest/activate.d/* $target/activate.d/
+  ln -sf $manifest/manifest.lock $target/manifest.lock
+  ln -sf $activations/libexec/flox-activations $target/libexec/flox-activations
   requisites > $target/requisites.txt
 done
 """
@@ -312,16 +314,23 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
     if MACHINE not in systems:
         raise FailedError(f"This environment is not yet compatible with your system ({MACHINE}).")
     nix = Nix(programs["nix"])
-    # The real one's closure holds its flox-activations; a test payload may leave it to the binary cache.
-    nix.realise({"install_id": "flox-activations", "outputs": {"out": programs["activations"]}})
     packages = []
     for package in lock["packages"]:
         if package["system"] == MACHINE:
             packages += [{"path": path, "priority": package["priority"]} for path in nix.realise(package)]
+    activations = programs.get("activations")
+    if activations:
+        # The real one's closure holds it; a test payload may leave it to the binary cache.
+        nix.realise({"install_id": "flox-activations", "outputs": {"out": activations}})
+    else:
+        holders = [package["path"] for package in packages if os.path.exists(f"{package['path']}/{ACTIVATIONS}")]
+        if not holders:
+            raise FailedError(f"Failed to construct environment: error: no package holds {ACTIVATIONS}")
+        activations = holders[0]
     parameters = dot_flox / "cache/parameters.json"
     given = {
         "busybox": programs["busybox"],
-        "activations": programs["activations"],
+        "activations": activations,
         "packages": sorted(packages, key=lambda package: package["priority"]),
         "lock": lock_text,
         "scripts": {"interpreter": INTERPRETER, "manifest": MANIFEST, "environment": BUILD, "activate": ACTIVATE},
@@ -488,7 +497,12 @@ def load_programs() -> dict[str, str]:
         if candidate.exists():
             loaded: dict[str, str] = json.loads(candidate.read_text())
             return loaded
-    raise FailedError(f"this double of Flox has no {candidates[-1]}")
+    found = {name: shutil.which(name) for name in ("nix", "git", "busybox")}
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise FailedError(f"this double of Flox has neither a flox-double.json nor {', '.join(missing)} in PATH")
+    programs = {name: os.path.dirname(path) for name, path in found.items() if path is not None}
+    return {**programs, "busybox": os.path.dirname(programs["busybox"])}
 
 
 def fault() -> str:
