@@ -1,7 +1,7 @@
 """The bed's cache: artefacts prepared once, outside the source tree, found again by the digest of their recipe.
 
-A preparation works in a staging folder under a lock and renames the folder when it is whole. Killed at any point it leaves
-no half artefact: the kernel drops the lock and the next preparation empties the staging folder first.
+A preparation works in a staging folder under a lock and renames the folder when it is whole. Killed at any point it
+leaves no half artefact: the kernel drops the lock and the next preparation empties the staging folder first.
 """
 
 import contextlib

@@ -1,15 +1,17 @@
 """Packages of Debian suites: downloaded by a private apt, verified, unpacked into a folder, never installed.
 
 The private apt has its own lists, cache and (empty) status, so that the machine's own package state neither matters nor
-changes. No maintainer script runs. Every suite is verified with the machine's Debian keyring, which signs its successor too.
+changes. No maintainer script runs. Every suite is verified with the machine's Debian keyring; bookworm's holds the keys
+of trixie too.
 """
 
 import functools
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from tests.bed import cache
 
@@ -50,13 +52,12 @@ def _download(suite: str, packages: Sequence[str], *, closure: bool) -> list[Pat
     with cache.locked(f"apt-{suite}"):
         apt = _private_apt(suite)
         install = (*apt, "install", "-y", "-q", "--no-install-recommends")
-        # One line each: 'http://.../pool/main/r/runc/runc_1.1.5%2bds1-1_amd64.deb' runc_1.1.5+ds1-1_amd64.deb SIZE DIGEST
-        lines = _run(*install, "-q", "--print-uris", *packages).splitlines()
-        files = [match[1] for line in lines if (match := re.match(r"'\S+' (\S+\.deb) \d+", line))]
-        # apt prints only what is not in its cache, so the plan is read with an empty one.
-        _run(*install, "--download-only", "-o", f"Dir::Cache::archives={_archives(suite)}", *packages)
-    chosen = [file for file in files if closure or file.partition("_")[0] in packages]
-    return [_archives(suite) / file for file in chosen]
+        # One line a package: 'http://.../runc_1.1.5%2bds1-1_amd64.deb' runc_1.1.5+ds1-1_amd64.deb SIZE DIGEST.
+        # apt leaves out what its archives hold already, so the whole closure is only told without them.
+        plan = _run(*install, "--print-uris", *packages)
+        files = re.findall(r"^'\S+' (\S+\.deb) \d+", plan, re.MULTILINE)
+        _run(*install, "--download-only", "-o", f"Dir::Cache::Archives={_archives(suite)}", *packages)
+    return [_archives(suite) / file for file in files if closure or file.partition("_")[0] in packages]
 
 
 @functools.cache
@@ -106,8 +107,9 @@ def _installed(package: str) -> bool:
     return subprocess.run(query, capture_output=True, text=True, check=False).stdout == "installed"
 
 
-def _run(*command: str, stdin: object = subprocess.DEVNULL, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, env=env, check=False)  # type: ignore[call-overload]
+def _run(*command: str, stdin: IO[bytes] | None = None, env: Mapping[str, str] | None = None) -> str:
+    source = subprocess.DEVNULL if stdin is None else stdin
+    done = subprocess.run(command, stdin=source, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
-    return str(done.stdout)
+    return done.stdout

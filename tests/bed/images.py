@@ -13,7 +13,7 @@ from tests.bed import cache
 from tests.bed.config import SANDBOX_IMAGE
 
 BUSYBOX = "flox.test/busybox:1"
-APPLETS = "cat date echo env head hostname id ls mkdir mount nsenter printenv ps readlink sh sleep stat tail test touch true false wc"
+APPLETS = "cat date echo env false head hostname id ls mkdir mount ps readlink sh sleep stat tail test touch true wc"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # A file of a layer: its bytes, the target of a symbolic link as str, or None for a folder; and its mode.
@@ -27,7 +27,7 @@ def standard() -> list[Path]:
 
 
 def write_archive(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, object]) -> None:
-    """Write the OCI archive of the image `name` with uncompressed `layers` (tar) and the image configuration `config`."""
+    """Write the OCI archive of the image `name` with `layers` (uncompressed tars) and its configuration `config`."""
     blobs: dict[str, bytes] = {}
 
     def put(blob: bytes, media_type: str) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """The containerd releases and the runc that the tests run against, unpacked beside each other.
 
-A release is a *layer*: a folder with `usr/bin/{containerd,containerd-shim-runc-v2,ctr}` that is laid over a node's root.
+A release is a *layer*: a folder with `usr/bin/{containerd,containerd-shim-runc-v2,ctr}` to lay over a node's root.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """The root file system of a node: Debian bookworm with systemd, runc and units for containerd and a kubelet stand-in.
 
-Made of unpacked packages; what their maintainer scripts would do and a node needs is done here. It holds no containerd: a
-release's layer (see `releases`) is laid over it, a box's own writable layer over both.
+Made of unpacked packages; what their maintainer scripts would do and a node needs is done here. It holds no containerd:
+a release's layer (see `releases`) is laid over it, a box's own writable layer over both.
 """
 
 import shutil
@@ -11,11 +11,12 @@ from pathlib import Path
 from tests.bed import cache, debian, golang
 
 SUITE = "bookworm"
-PACKAGES = (
-    "base-files base-passwd bash busybox-static coreutils dash dbus findutils grep iproute2 kmod libc-bin login mount"
-    " passwd procps runc sed systemd systemd-sysv util-linux"
-).split()
-UNITS = Path(__file__).with_name("node")
+PACKAGES = [
+    *("base-files", "base-passwd", "bash", "busybox-static", "coreutils", "dash", "dbus", "findutils", "grep"),
+    *("iproute2", "kmod", "libc-bin", "login", "mount", "passwd", "procps", "runc", "sed", "systemd", "systemd-sysv"),
+    "util-linux",
+]
+UNITS = Path(__file__).with_name("units")
 KUBELET = golang.TOOLS / "kubelet"
 
 
@@ -39,6 +40,8 @@ def _build(root: Path) -> None:
         "fstab": "",
     }.items():
         (root / "etc" / name).write_text(text)
+    for path in ("media", "mnt", "opt", "srv", "usr/local/bin", "usr/local/sbin"):
+        (root / path).mkdir(parents=True, exist_ok=True)
     (root / "var/log/journal").mkdir(exist_ok=True)  # the journal outlives a power cut
     for unit in UNITS.iterdir():
         shutil.copy(unit, root / "usr/lib/systemd/system")

@@ -1,9 +1,9 @@
 """What a running box or daemon owns on this machine, and how all of it goes away, whoever was killed.
 
-A scope is a folder below the cache, a cgroup of the same name in every hierarchy, and a network namespace. Its owner holds a
-lock on the folder for as long as it lives; the kernel drops the lock with the process, so a scope whose lock is free is
-stale, and `sweep` removes it. Mounts need no bookkeeping: they are made in private mount namespaces and fall with the
-scope's processes.
+A scope is a folder below the cache, a cgroup of the same name in every hierarchy, and a network namespace. Its owner
+holds a lock on the folder for as long as it lives; the kernel drops the lock with the process, so a scope whose lock is
+free is stale, and `sweep` removes it. Mounts need no bookkeeping: they are made in private mount namespaces and fall
+with the scope's processes.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Scope:
         return Path("/run/netns") / self.name
 
     def popen(self, script: str, *arguments: str | Path, log: Path) -> "subprocess.Popen[bytes]":
-        """Start a `sh` script with arguments in the scope's cgroups, a session of its own and a mount namespace of its own.
+        """Start a `sh` script with arguments in the scope's cgroups, with a session and a mount namespace of its own.
 
         The script should end in `exec`, so that the process returned is the program. Its output is appended to `log`.
         """
@@ -150,7 +150,7 @@ def _kill(name: str) -> None:
 
 def _processes(name: str) -> set[int]:
     """The live processes in the scope's cgroups; zombies hold nothing and wait only for their parent."""
-    pids = set()
+    pids: set[int] = set()
     for cgroup in _cgroups(name):
         for path, _, _ in os.walk(cgroup):
             with contextlib.suppress(OSError):
