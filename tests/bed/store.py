@@ -66,8 +66,8 @@ class Store:
         return self.root / path.lstrip("/")
 
     def run(self, *command: str, input: bytes = b"", env: dict[str, str] | None = None) -> bytes:
-        """Run a program of the store inside its root; its output. It sees the machine's /proc and /dev and no more."""
-        for folder in ("proc", "dev"):
+        """Run a program of the store inside its root; its output. It sees /proc and /dev of this machine."""
+        for folder in ("proc", "dev", "tmp"):
             (self.root / folder).mkdir(exist_ok=True)
         done = subprocess.run(
             ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", _ENTER, str(self.root), *command],
@@ -230,7 +230,6 @@ def _build_base(folder: Path) -> None:
         relocate(out / "bin/nix", search, loader)
 
     def git(out: Path, path: str) -> None:
-        (out / "bin").mkdir()
         core = out / "libexec/git-core"
         core.mkdir(parents=True)
         for program in git_core:
@@ -251,7 +250,7 @@ def _build_base(folder: Path) -> None:
             f"export GIT_SSL_CAINFO=${{GIT_SSL_CAINFO:-{builder.paths['cacert']}/etc/ssl/certs/ca-bundle.crt}}",
             f'exec {path}/libexec/git-core/git "$@"',
         ]
-        _write_program(out / "bin/git", script)
+        write_program(out / "bin/git", script)
 
     def python(out: Path, path: str) -> None:
         (out / "bin").mkdir()
@@ -276,11 +275,11 @@ def _build_base(folder: Path) -> None:
 def compile_python(store: Store, python: str, folder: Path, path: str) -> None:
     """Compile all modules in `folder`, which will be the store path `path`, so that nothing is ever compiled on a node.
 
-    unchecked-hash: every file of a store has mtime 1, and a store is not written to anyhow.
+    unchecked-hash: every file of a store has mtime 1. -B: importing must not leave modules compiled in another way.
     """
     inside = f"/{folder.relative_to(store.root)}"
     options = ["--invalidation-mode", "unchecked-hash", "-q", "-s", inside, "-p", path]
-    store.run(python, "-I", "-S", "-m", "compileall", *options, inside)
+    store.run(python, "-IBS", "-m", "compileall", *options, inside)
 
 
 def _build_cache(folder: Path) -> None:
@@ -358,7 +357,9 @@ def _version(packages: Path, package: str) -> str:
     return "0"
 
 
-def _write_program(path: Path, lines: Iterable[str]) -> None:
+def write_program(path: Path, lines: Iterable[str]) -> None:
+    """Write a script, and the folder it stands in."""
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
     path.chmod(0o755)
 
