@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.errors import CorruptError
 from flox_node.host import Host
-
-POLICY = "/etc/flox-node/policy.json"
+from flox_node.state.policy import PATH as POLICY
 
 
 @register

@@ -1,0 +1,100 @@
+"""What turns a node box into a Flox node of the tests: the product's command, a FloxHub in its network, Flox pods."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.bed import payload, store
+from tests.bed.box import NodeBox
+from tests.bed.cri import Sandbox
+from tests.bed.pod import HOST_ROOT
+from tests.doubles.hub import HubData, catalog_package, lockfile
+
+EMPTY_IMAGE = "docker.io/flox/empty:1.0.0"
+ENVIRONMENT = "flox.dev/environment"
+HUB_PORT = 8080
+_PROJECT = Path(__file__).parents[2]
+_PROGRAM = Path(sys.executable).with_name("flox-node")
+
+
+def flox_node(box: NodeBox, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run this tree's `flox-node` on this machine against the box."""
+    done = beside(box, _PROGRAM, *arguments, "--host-root", HOST_ROOT)
+    if check and done.returncode:
+        words = " ".join(map(str, arguments))
+        raise RuntimeError(f"flox-node {words} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done
+
+
+def beside(box: NodeBox, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a program of this machine as a privileged pod of the box, with the node's root file system at HOST_ROOT."""
+    enter = [sys.executable, "-m", "tests.bed.pod", str(box.pid)]
+    return subprocess.run(
+        [*enter, *map(str, command)], capture_output=True, text=True, check=False, timeout=120, cwd=_PROJECT
+    )
+
+
+def install(box: NodeBox, *, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Install the payload of this tree on the box."""
+    return flox_node(box, "install", "--payload", payload.folder(), check=check)
+
+
+def start_hub(box: NodeBox, folder: Path) -> HubData:
+    """A FloxHub and a binary cache on the box's own 127.0.0.1, and a policy on the node that names them.
+
+    `demo/hello` is published: GNU hello, which is in the binary cache and not on the node.
+    """
+    packages = store.binary_cache()
+    data = HubData(folder / "hub")
+    data.publish("demo", "hello", lockfile([catalog_package("hello", {"out": packages.hello_store_path})]))
+    program = [sys.executable, "-m", "tests.doubles.hub", "--port", str(HUB_PORT)]
+    environment = {"PYTHONPATH": str(_PROJECT), "PATH": os.environ["PATH"]}
+    box.serve([*program, "--data", str(data.folder), "--cache", str(packages.cache_dir)], env=environment)
+    base = f"http://127.0.0.1:{HUB_PORT}"
+    policy = folder / "policy.toml"
+    policy.write_text(
+        f'[floxhub]\ngit_url = "{base}/git"\n'
+        f'[nix]\nsubstituters = ["{base}/cache"]\ntrusted_public_keys = ["{packages.public_key}"]\n'
+    )
+    flox_node(box, "policy", "apply", policy)
+    _wait_for(box, f"{base}/cache/nix-cache-info")
+    return data
+
+
+def load_empty_image(box: NodeBox) -> None:
+    """Import the image that Flox pods name from the payload."""
+    box.load(payload.folder() / "images/flox-empty.tar")
+
+
+def run_flox_sandbox(
+    box: NodeBox, environment: str | None, *, name: str = "flox", annotations: Mapping[str, str] | None = None
+) -> Sandbox:
+    """Run a sandbox of the handler `flox`, as a kubelet does for `runtimeClassName: flox`."""
+    wanted = {ENVIRONMENT: environment} if environment is not None else {}
+    return box.cri.run_sandbox("flox", name=name, annotations={**wanted, **(annotations or {})})
+
+
+def run_flox_container(
+    box: NodeBox, sandbox: Sandbox, command: Sequence[str], *, env: Mapping[str, str] | None = None, name: str = "main"
+) -> str:
+    """Start a container with the empty image in a Flox sandbox; its id."""
+    return box.cri.run_container(sandbox, command, image=EMPTY_IMAGE, name=name, env=env)
+
+
+def _wait_for(box: NodeBox, url: str, timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    fetch = [sys.executable, "-c", f"import urllib.request; urllib.request.urlopen({url!r}, timeout=2)"]
+    while True:
+        done = subprocess.run(
+            ["nsenter", f"--target={box.pid}", "--net", *fetch], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{url} does not answer in the box:\n{done.stderr[-500:]}")
+        time.sleep(0.05)

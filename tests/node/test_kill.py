@@ -1,0 +1,64 @@
+"""Kill -9 of a run between any two journal entries, on a real node: the next one goes on or goes back."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+from tests.bed import flox, payload
+from tests.bed.box import NodeBox
+from tests.bed.pod import HOST_ROOT
+from tests.conftest import FULL
+from tests.node.tree import tree
+
+RELEASES = ("1.7", "2.1") if FULL else ("1.7",)
+
+
+def _killed(box: NodeBox, at: int, *arguments: str) -> bool:
+    """Run a command that is killed after its journal entry `at`; False when it ended before."""
+    done = flox.beside(box, sys.executable, "-m", "tests.node.killed", str(at), *arguments, "--host-root", HOST_ROOT)
+    assert done.returncode in (0, 128 + signal.SIGKILL), done.stdout + done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.timeout(600)
+def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(release: str) -> None:
+    with NodeBox(release) as box:
+        before = tree(box)
+        sandbox = box.cri.run_sandbox("runc")
+        container = box.cri.run_container(sandbox, ["sleep", "3600"])
+        pid = box.cri.container_pid(container)
+        for at in range(1, 100):
+            if not _killed(box, at, "install", "--payload", str(payload.folder())):
+                break
+            box.cri.wait_ready()
+            assert "runc" in box.cri.handlers()
+            if at % 2:  # the one or the other in turn: both are shown for each kind of entry on the fake node
+                flox.install(box)
+                assert "flox" in box.cri.handlers()
+                assert flox.flox_node(box, "status").returncode == 0
+            flox.flox_node(box, "uninstall", "--purge")
+            assert tree(box) == before, f"after a kill at entry {at}"
+            assert "flox" not in box.cri.handlers()
+            assert box.cri.container_pid(container) == pid
+        assert at > 15, "an install has more journal entries than that"
+        flox.flox_node(box, "uninstall", "--purge")
+        assert tree(box) == before
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.timeout(600)
+def test_a_killed_uninstall_is_finished_by_the_next(release: str) -> None:
+    with NodeBox(release) as box:
+        before = tree(box)
+        for at in range(1, 100, 1 if FULL else 3):
+            flox.install(box)
+            if not _killed(box, at, "uninstall", "--purge"):
+                break
+            box.cri.wait_ready()
+            flox.flox_node(box, "uninstall", "--purge")
+            assert tree(box) == before, f"after a kill at entry {at}"
+        assert at > 10
