@@ -1,9 +1,9 @@
-"""`python -m tests.bed prepare [RELEASE...]` makes all ready; `python -m tests.bed sweep` removes stale boxes."""
+"""`python -m tests.bed prepare|sweep|clean`: make all ready, remove stale boxes, remove the cache."""
 
 import argparse
 
 from tests.bed import cache, scope
-from tests.bed.prepare import prepare
+from tests.bed.prepare import clean, prepare
 
 
 def main() -> None:
@@ -12,10 +12,13 @@ def main() -> None:
     preparing = commands.add_parser("prepare", help="make this machine and the cache ready")
     preparing.add_argument("releases", nargs="*", metavar="RELEASE", help="further containerd releases, e.g. 2.3")
     commands.add_parser("sweep", help="remove boxes and daemons whose owners were killed")
+    commands.add_parser("clean", help="remove the cache")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(*arguments.releases)
         cache.say(f"ready in {cache.folder()}")
+    elif arguments.command == "clean":
+        clean()
     else:
         for name in scope.sweep():
             cache.say(f"removed {name}")

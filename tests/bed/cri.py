@@ -216,7 +216,7 @@ class CriClient:
         return status
 
     def logs(self, container: str) -> str:
-        """What the container has written to stdout and stderr so far, in order."""
+        """What the container has written to stdout and stderr so far; containerd may swap lines of the two."""
         path = self._node_root / self.container_status(container).log_path.lstrip("/")
         # One entry a line: TIME STREAM TAGS TEXT, where the tag P marks a piece of a longer line.
         entries = (line.split(" ", 3) for line in path.read_text().splitlines())

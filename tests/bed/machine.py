@@ -24,8 +24,9 @@ ENVIRONMENT = {
 }
 NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
 
-# Runs in a mount namespace of its own, so the overlay and what nspawn keeps of its own fall with the machine. The system
-# calls are what runc's keyrings and device rules need. /var/lib/containerd is no overlay, because the snapshots in it are.
+# Runs in a mount namespace of its own, so the overlay and nspawn's own files below /run fall with the machine.
+# The system calls are what runc's keyrings and device rules need. /var/lib/containerd is no overlay because the
+# snapshots in it are.
 NSPAWN = """
 folder=$1 layers=$2 name=$3 network=$4; shift 4
 mkdir -p /run/systemd/nspawn
@@ -189,7 +190,9 @@ class Machine(ABC):
         self._pid = 0
 
     def close(self) -> None:
-        """Switch the machine off and remove everything it had."""
+        """Switch the machine off and remove everything it had; done twice it does nothing."""
+        if not self.folder.exists():
+            return
         self.cut_power()
         self._scope.kill()
         for process in self._served:
@@ -200,8 +203,9 @@ class Machine(ABC):
         """Start nspawn with its last options and the program; `_is_on` tells when there is a PID 1."""
         if self._nspawn is not None:
             raise RuntimeError("It is on.")
-        arguments = (self.folder, self._layers, self._scope.name, self._scope.network_namespace, *program)
-        self._nspawn = self._scope.popen(NSPAWN, *arguments, log=self.folder / "logs/console")
+        scope = self._scope
+        arguments = (scope.folder, self._layers, scope.name, scope.network_namespace)
+        self._nspawn = scope.popen(NSPAWN, *arguments, *program, log=self.folder / "logs/console")
         return self._nspawn
 
     def _is_on(self) -> bool:

@@ -1,8 +1,9 @@
 """Prepare everything that the tests run against."""
 
 import os
+import shutil
 
-from tests.bed import debian, images, releases, rootfs
+from tests.bed import cache, debian, images, releases, rootfs, scope
 
 
 def prepare(*extra_releases: str) -> None:
@@ -18,3 +19,12 @@ def prepare(*extra_releases: str) -> None:
     releases.runc()
     rootfs.folder()
     images.standard()
+
+
+def clean() -> None:
+    """Remove the whole cache, which nothing may be using."""
+    scope.sweep()
+    running = [path.name for path in (cache.folder() / "running").glob("*")]
+    if running:
+        raise RuntimeError(f"Still in use: {', '.join(running)}.")
+    shutil.rmtree(cache.folder(), ignore_errors=True)
