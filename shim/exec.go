@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"time"
 
@@ -43,22 +44,17 @@ func enter(call cmdline.Call) {
 }
 
 func rewriteProcess(processFile string, container records.Container) error {
-	process, err := spec.ReadProcess(processFile)
-	if err != nil {
-		return err
-	}
 	first, problem := initenv.Read(container.Bundle, patience)
-	var config *spec.Config
+	var configured []string
 	if problem == nil {
-		config, problem = spec.ReadConfig(container.Bundle)
+		configured, problem = spec.ConfiguredEnv(container.Bundle)
 	}
-	if problem == nil {
-		process.Env = activation.Merge(first, config.Process.Env, process.Env)
-	} else {
-		process.Env = activation.Bare(process.Env, container.StorePath)
-	}
-	if err := process.Write(); err != nil {
-		return err
-	}
-	return problem
+	err := spec.RewriteProcess(processFile, func(process *spec.Process) {
+		if problem == nil {
+			process.Env = activation.Merge(first, configured, process.Env)
+		} else {
+			process.Env = activation.Bare(process.Env, container.StorePath)
+		}
+	})
+	return errors.Join(err, problem)
 }

@@ -58,8 +58,7 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 	return err
 }
 
-// ReplaceFile puts new content into a file's place with one rename. The temporary file's name cannot be guessed, because
-// process files lie in the host's /tmp.
+// ReplaceFile puts new content into a file's place with one rename.
 func ReplaceFile(path string, data []byte, mode os.FileMode, uid, gid int) error {
 	file, err := os.CreateTemp(filepath.Dir(path), ".flox-*")
 	if err != nil {

@@ -45,9 +45,12 @@ func LoadPolicy() (Policy, error) {
 
 // Deadline is how long a sandbox waits for its environment.
 func (p Policy) Deadline() time.Duration {
-	deadline := time.Duration(p.Realise.TimeoutS * float64(time.Second))
-	if deadline <= 0 {
+	seconds := p.Realise.TimeoutS
+	switch {
+	case seconds <= 0:
 		return defaultDeadline
+	case seconds > longestDeadline.Seconds():
+		return longestDeadline
 	}
-	return min(deadline, longestDeadline)
+	return time.Duration(seconds * float64(time.Second))
 }

@@ -7,6 +7,7 @@ package spec
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -141,32 +142,59 @@ func (c *Config) encode() ([]byte, error) {
 	return marshal(c.fields)
 }
 
-// ProcessFile is the process.json of an exec.
-type ProcessFile struct {
-	Process
-	file file
-}
-
-// ReadProcess reads the file that `exec --process` names.
-func ReadProcess(name string) (*ProcessFile, error) {
-	process := &ProcessFile{}
-	data, err := process.file.read(name)
+// ConfiguredEnv reads from a bundle's config.json only the environment of the container's process.
+func ConfiguredEnv(bundle string) ([]string, error) {
+	var source file
+	data, err := source.read(path.Join(bundle, "config.json"))
 	if err != nil {
 		return nil, err
 	}
-	if err := process.decode(data); err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+	var config struct {
+		Process struct {
+			Env []string `json:"env"`
+		} `json:"process"`
 	}
-	return process, nil
+	err = json.Unmarshal(data, &config)
+	return config.Process.Env, err
 }
 
-// Write replaces the file with the edited form, keeping mode and owner.
-func (p *ProcessFile) Write() error {
-	data, err := p.encode()
+// RewriteProcess edits the file that `exec --process` names: edit gets the process and changes it.
+//
+// The file is written in place. Its only reader is the runtime that this program becomes, and where /tmp is a disk, a
+// rename would start a write to it at every probe. When the write fails, the old content is put back.
+func RewriteProcess(name string, edit func(*Process)) error {
+	target, err := os.OpenFile(name, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
-	return p.file.write(data)
+	defer target.Close()
+	if _, err := regular(target); err != nil {
+		return err
+	}
+	old, err := io.ReadAll(io.LimitReader(target, maxSize))
+	if err != nil {
+		return err
+	}
+	var process Process
+	if err := process.decode(old); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	edit(&process)
+	data, err := process.encode()
+	if err != nil {
+		return err
+	}
+	if err := overwrite(target, data); err != nil {
+		return errors.Join(err, overwrite(target, old))
+	}
+	return nil
+}
+
+func overwrite(target *os.File, data []byte) error {
+	if _, err := target.WriteAt(data, 0); err != nil {
+		return err
+	}
+	return target.Truncate(int64(len(data)))
 }
 
 func (p *Process) decode(data []byte) error {
@@ -233,18 +261,23 @@ func (f *file) read(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer source.Close()
-	info, err := source.Stat()
+	info, err := regular(source)
 	if err != nil {
 		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxSize {
-		return nil, fmt.Errorf("%s is no regular file of at most %d MiB", name, maxSize>>20)
 	}
 	f.path, f.mode = name, info.Mode().Perm()
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		f.uid, f.gid = int(stat.Uid), int(stat.Gid)
 	}
 	return io.ReadAll(io.LimitReader(source, maxSize))
+}
+
+func regular(source *os.File) (os.FileInfo, error) {
+	info, err := source.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxSize) {
+		err = fmt.Errorf("%s is no regular file of at most %d MiB", source.Name(), maxSize>>20)
+	}
+	return info, err
 }
 
 func (f *file) write(data []byte) error {

@@ -1,0 +1,153 @@
+package spec
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+const example = `{"ociVersion":"1.0.2","later":{"n":9007199254740993,"f":1.50,"t":"<&>"},
+ "process":{"args":["sh"],"env":["A=1"],"rlimits":[{"hard":18446744073709551615}]},
+ "root":{"path":"rootfs","readonly":true},
+ "mounts":[{"destination":"/proc","type":"proc","later":[1]}],
+ "annotations":{"a":"b"}}`
+
+func write(t *testing.T, content string, mode os.FileMode) string {
+	t.Helper()
+	bundle := t.TempDir()
+	file := filepath.Join(bundle, "config.json")
+	if err := os.WriteFile(file, []byte(content), mode); err != nil {
+		t.Fatal(err)
+	}
+	return bundle
+}
+
+func TestAnEditKeepsEveryFieldAndNumberThatItDoesNotTouch(t *testing.T) {
+	bundle := write(t, example, 0o640)
+	config, err := ReadConfig(bundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.Root != "rootfs" || config.Annotations["a"] != "b" || config.Process.Args[0] != "sh" {
+		t.Fatalf("%+v", config)
+	}
+	config.Process.Args = []string{"other"}
+	if err := config.AddMount(Mount{Destination: "/nix", Type: "bind"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := config.Write(); err != nil {
+		t.Fatal(err)
+	}
+	data, _ := os.ReadFile(filepath.Join(bundle, "config.json"))
+	for _, text := range []string{
+		`"later":{"n":9007199254740993,"f":1.50,"t":"<&>"}`, `"hard":18446744073709551615`, `"later":[1]`,
+		`"args":["other"]`, `{"destination":"/nix","type":"bind"}`, `"readonly":true`,
+	} {
+		if !bytes.Contains(data, []byte(text)) {
+			t.Errorf("%s is not in %s", text, data)
+		}
+	}
+	if info, _ := os.Stat(filepath.Join(bundle, "config.json")); info.Mode().Perm() != 0o640 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	if entries, _ := os.ReadDir(bundle); len(entries) != 1 {
+		t.Errorf("left behind: %v", entries)
+	}
+}
+
+func TestAConfigurationThatIsNoneIsAnError(t *testing.T) {
+	for _, content := range []string{
+		``, `[]`, `{`, `null`, `{"process":[]}`, `{"process":{"args":"sh"}}`, `{"mounts":{}}`, `{"annotations":[1]}`, `{}`,
+		`{"process":null}`, `{"process":{"env":[1]}}`, `{"process":{},"mounts":[1]}`, `{"process":{},"root":"x"}`,
+	} {
+		if _, err := ReadConfig(write(t, content, 0o644)); err == nil {
+			t.Errorf("%s was accepted", content)
+		}
+	}
+}
+
+func TestASymlinkOrADeviceIsNotRead(t *testing.T) {
+	bundle := t.TempDir()
+	if err := os.Symlink("/dev/zero", filepath.Join(bundle, "config.json")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadConfig(bundle); err == nil {
+		t.Fatal("a symlink was followed")
+	}
+}
+
+func TestAProcessFileIsRewrittenInItsPlace(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "process")
+	long := `{"args":["a"],"env":["LONG=` + string(bytes.Repeat([]byte("x"), 4096)) + `"],"user":{"uid":1}}`
+	if err := os.WriteFile(file, []byte(long), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := os.Stat(file)
+	if err := RewriteProcess(file, func(p *Process) { p.Env = []string{"SHORT=<1>"} }); err != nil {
+		t.Fatal(err)
+	}
+	data, _ := os.ReadFile(file)
+	if string(data) != `{"args":["a"],"env":["SHORT=<1>"],"user":{"uid":1}}` {
+		t.Fatalf("%s", data)
+	}
+	if after, _ := os.Stat(file); !os.SameFile(before, after) || after.Mode() != before.Mode() {
+		t.Fatal("another file")
+	}
+}
+
+func TestMountsAreComparedAsTheRuntimeResolvesThem(t *testing.T) {
+	for destination, within := range map[string]bool{
+		"/nix": true, "/nix/": true, "nix/x": true, "/a/../nix/store": true, "/nixos": false, "/": false, "/run/nix": false,
+	} {
+		if got := (Mount{Destination: destination}).Within("/nix"); got != within {
+			t.Errorf("%q within /nix: %v", destination, got)
+		}
+	}
+	if !(Mount{Destination: "/run"}).Covers("/run/flox-node") || (Mount{Destination: "/run/flox"}).Covers("/run/flox-node") {
+		t.Error("covers")
+	}
+}
+
+// Whatever configuration is accepted: an edit changes the edited fields and nothing else.
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte(example))
+	f.Add([]byte(`{"process":{},"mounts":null,"annotations":null}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var config Config
+		if config.decode(data) != nil {
+			return
+		}
+		args := append([]string{"flox"}, config.Process.Args...)
+		config.Process.Args = args
+		if err := config.AddMount(Mount{Destination: "/nix"}); err != nil {
+			t.Fatal(err)
+		}
+		encoded, err := config.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var before, after map[string]json.RawMessage
+		if json.Unmarshal(data, &before) != nil || json.Unmarshal(encoded, &after) != nil {
+			t.Fatalf("%s", encoded)
+		}
+		for name, value := range before {
+			if name == "process" || name == "mounts" {
+				continue
+			}
+			var compact bytes.Buffer
+			if err := json.Compact(&compact, value); err != nil || !bytes.Equal(compact.Bytes(), after[name]) {
+				t.Fatalf("%s was %s and is %s", name, value, after[name])
+			}
+		}
+		var again Config
+		if err := again.decode(encoded); err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(again.Mounts, config.Mounts) || len(again.Process.Args) != len(args) {
+			t.Fatalf("%+v became %+v", config, again)
+		}
+	})
+}
