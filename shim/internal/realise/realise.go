@@ -18,7 +18,10 @@ import (
 	"flox.dev/flox-node/shim/internal/records"
 )
 
-const maxAnswer = 64 << 10
+const (
+	maxAnswer = 64 << 10
+	grace     = 2 * time.Second // from the deadline to the end by force
+)
 
 // Run asks for an environment and waits for the answer, at most until the deadline. Then the whole process group of the
 // Python side ends; what it left running elsewhere (a fetch in a unit of its own) goes on, and a retry joins it.
@@ -37,28 +40,29 @@ func Run(request records.Request, deadline time.Duration) (resolution records.Re
 	command.Env = []string{"PATH=" + node.SearchPath(), "LC_ALL=C"}
 	command.Dir = "/"
 	command.Stdin, command.Stdout, command.Stderr = bytes.NewReader(input), stdout, stderr
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	command.Cancel = func() error { return syscall.Kill(-command.Process.Pid, syscall.SIGKILL) }
-	command.WaitDelay = time.Second // for a grandchild that holds stdout open
+	// It may hold a token in a file, so it is asked to leave before it is made to.
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	command.Cancel = func() error { return syscall.Kill(-command.Process.Pid, syscall.SIGTERM) }
+	command.WaitDelay = grace
 	// The death signal comes when the *thread* that started the child ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	failure := command.Run()
+	if ctx.Err() != nil && command.Process != nil {
+		_ = syscall.Kill(-command.Process.Pid, syscall.SIGKILL)
+	}
 
 	subject := describe(request)
-	switch {
+	answer, err := records.Decode[records.Answer](stdout.buffer.Bytes())
+	switch refused := answer.OK != nil && !*answer.OK && answer.Message != ""; {
+	case refused: // also when the rest of the answer is malformed: its text says most
+		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
 	case ctx.Err() != nil:
 		return resolution, stderr.lastLine(), fmt.Errorf("%s was not ready within %s (code timeout): it may still be "+
 			"fetched, and the next attempt goes on from there; `realise.timeout_s` of the node's policy sets the time",
-			subject, deadline.Round(time.Second))
+			subject, deadline.Round(100*time.Millisecond))
 	case errors.Is(failure, os.ErrNotExist), errors.Is(failure, os.ErrPermission):
 		return resolution, "", fmt.Errorf("%s cannot be fetched: %w; run `flox-node install` on this node", subject, failure)
-	}
-	answer, err := records.Decode[records.Answer](stdout.buffer.Bytes())
-	refused := answer.OK != nil && !*answer.OK && answer.Message != ""
-	switch {
-	case refused: // also when the rest of the answer is malformed: its text says most
-		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
 	case err != nil || stdout.cut:
 		return resolution, stderr.lastLine(), fmt.Errorf("%s cannot be fetched: flox-node-realise gave no usable answer "+
 			"(%s, code bug); /var/log/flox-node/runtime.jsonl of the node says more", subject, ended(failure))
