@@ -92,15 +92,16 @@ def private_environment(folder: str, policy: Policy, *, token: str | None, ca_fi
 def nix_config(policy: Policy) -> str:
     """Nix' settings for a realisation: on top of the node's own nix.conf, which is never edited."""
     settings = {
-        "experimental-features": "nix-command flakes",
-        "build-users-group": "",  # the node has no group nixbld, and gets no users
+        "experimental-features": "nix-command flakes auto-allocate-uids",
+        "build-users-group": "",  # the node has no group nixbld, and gets no users,
+        "auto-allocate-uids": "true",  # but no build runs as root
         "substituters": " ".join(policy.substituters),
         "extra-substituters": "",
         "trusted-public-keys": " ".join(policy.trusted_public_keys),
         "extra-trusted-public-keys": "",
         "require-sigs": "true",
         "sandbox": "true",
-        "sandbox-fallback": "true",  # no user namespaces on this kernel: an environment is built by trusted code alone
+        "sandbox-fallback": "false",
         "min-free": "0",  # no garbage collection in the middle of a realisation
         "connect-timeout": "10",
         "stalled-download-timeout": "30",

@@ -18,6 +18,7 @@ _LONGEST_MESSAGE = 1024
 _CODES = frozenset(
     {"environment-not-found", "access-denied", "network", "unsupported", "build-failed", "timeout", "bad-request"}
 )
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,255}")
 _BLANKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 
 
@@ -44,15 +45,22 @@ class Request:
         if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
             raise BadRequestError("the request has an unknown form.", remedy="Restart the pod: the node was upgraded.")
         environment, generation, mode = raw.get("environment"), raw.get("generation"), raw.get("mode")
-        if not isinstance(environment, str):
+        if not isinstance(environment, str) or ":" in environment:
             raise BadRequestError("the request names no environment.")
         if generation is not None and (isinstance(generation, bool) or not isinstance(generation, int)):
             raise BadRequestError("a generation is a positive number.")
         if mode not in ("run", "dev"):
-            raise BadRequestError(f"the mode {ascii(mode)[:40]} is unknown: it is run or dev.")
-        if ":" in environment and generation is not None:
-            raise BadRequestError("the request names two generations.")
+            raise BadRequestError(f"the mode {str(mode)[:40]!a} is unknown: it is run or dev.")
+        _check_pod(raw.get("pod"))
         return cls(Reference.parse(environment if generation is None else f"{environment}:{generation}"), mode)
+
+
+def _check_pod(pod: object) -> None:
+    names = ("namespace", "name", "uid", "sandbox_id")
+    if not isinstance(pod, dict) or not all(isinstance(pod.get(name), str) for name in names):
+        raise BadRequestError("the request names no pod.")
+    if not _ID.fullmatch(pod["sandbox_id"]):
+        raise BadRequestError("the request names no sandbox.")
 
 
 def success(resolution: Resolution) -> dict[str, Any]:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
-import tempfile
 from collections.abc import Iterator
 
 from flox_node.environments import floxhub, index, locks, roots, views
@@ -28,7 +26,7 @@ from flox_node.state.policy import Policy
 
 def system() -> str:
     """This node's system in Nix' words: "x86_64-linux", "aarch64-linux"."""
-    return f"{platform.machine()}-linux"
+    return f"{os.uname().machine}-linux"
 
 
 def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None, deadline: Deadline) -> Resolution:
@@ -106,6 +104,8 @@ def _realise(
 @contextlib.contextmanager
 def _private_folder(paths: Paths, name: str) -> Iterator[str]:
     """A fresh folder for one realisation, wiped afterwards; what killed ones of this environment left goes first."""
+    import tempfile
+
     os.makedirs(paths.work, mode=0o700, exist_ok=True)
     for leftover in os.listdir(paths.work):
         if leftover.startswith(f"{name}-"):

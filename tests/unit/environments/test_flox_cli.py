@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from flox_node.environments import flox_cli, protocol
+from flox_node.environments.errors import BadRequestError, BuildFailedError, NetworkError
+from flox_node.environments.flox_cli import explain, nix_config, private_environment
+from flox_node.environments.paths import Paths
+from flox_node.environments.protocol import Request
+from flox_node.environments.reference import Reference
+from flox_node.state.policy import Policy
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "tests/unit/records").glob("realise-request.*.json"))
+
+
+@pytest.mark.parametrize(
+    ("stderr", "code"),
+    [
+        ("✘ ERROR: The environment demo/x does not exist.", "environment-not-found"),
+        ("✘ ERROR: Environment not found in FloxHub.", "environment-not-found"),
+        ("✘ ERROR: Failed to create a new generation: generation 9 not found", "environment-not-found"),
+        ("✘ ERROR: You do not have permission to pull this environment", "access-denied"),
+        ("✘ ERROR: Could not access the environment o/n. Try re-authenticating", "access-denied"),
+        ("✘ ERROR: This environment is not yet compatible with your system (x86_64-linux).", "unsupported"),
+        ("✘ ERROR: Environment metadata of version '3' is not supported", "unsupported"),
+        ("Failed to get latest version of remote environment: ... Git failed with: [exit code 128]", "network"),
+        ("✘ ERROR: Failed to build environment: Couldn't download package 'x'", "network"),
+        ("✘ ERROR: Package 'x' is not signed by a trusted key", "build-failed"),
+        ("✘ ERROR: Can't find download location for package 'x'", "build-failed"),
+        ("Resolve by uninstalling one of the conflicting packages", "build-failed"),
+        ("something new", "build-failed"),
+        ("", "build-failed"),
+    ],
+)
+def test_what_flox_says_is_understood(stderr: str, code: str) -> None:
+    error = explain(stderr, None)
+    assert error.code == code
+    assert error.cause
+    assert error.remedy
+
+
+def test_an_unknown_error_is_quoted_in_one_clean_line_without_the_token() -> None:
+    error = explain("start\n✘ ERROR: \x1b[31mboom\x1b[0m\tflox_secret\n  more\x07 " + "x" * 2000, "flox_secret")
+    assert error.cause.startswith("Flox failed: ERROR: boom [token] more")
+    assert len(error.cause) < 500
+    assert error.cause.isprintable()
+
+
+def test_the_environment_of_a_call_is_exactly_the_private_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "/evil.so")
+    env = private_environment(str(tmp_path), Policy(), token=None, ca_file="/ca.crt")
+    assert set(env) == {
+        "PATH", "LC_ALL", "NO_COLOR", "SHELL", "USER", "LOGNAME", "HOME", "TMPDIR", "XDG_RUNTIME_DIR",
+        "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "FLOX_CONFIG_DIR", "FLOX_CACHE_DIR",
+        "FLOX_DATA_DIR", "FLOX_STATE_DIR", "FLOX_DISABLE_METRICS", "FLOX_AUTH_NOTIFICATIONS", "FLOX_UPGRADE_NOTIFICATIONS",
+        "FLOX_AUTO_ACTIVATE", "_FLOX_DISABLE_KEYRING", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS", "GIT_TERMINAL_PROMPT",
+        "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "NIX_CONFIG", "SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO",
+    }  # fmt: skip
+    outside = [
+        name for name, value in env.items() if name.endswith(("_DIR", "_HOME", "HOME")) and str(tmp_path) not in value
+    ]
+    assert not outside
+    with_token = private_environment(str(tmp_path), Policy(git_url="http://hub/git"), token="flox_t", ca_file=None)
+    assert with_token["FLOX_FLOXHUB_TOKEN"] == "flox_t"
+    assert with_token["_FLOX_FLOXHUB_GIT_URL"] == "http://hub/git"
+
+
+def test_nix_trusts_what_the_policy_trusts_and_nothing_more() -> None:
+    config = nix_config(Policy(substituters=("https://a", "https://b"), trusted_public_keys=("k:1",)))
+    settings = dict(line.split(" =", 1) for line in config.splitlines())
+    assert settings["substituters"].split() == ["https://a", "https://b"]
+    assert settings["trusted-public-keys"].split() == ["k:1"]
+    assert settings["extra-substituters"].strip() == settings["extra-trusted-public-keys"].strip() == ""
+    assert settings["require-sigs"].strip() == settings["sandbox"].strip() == "true"
+
+
+def test_a_lack_of_links_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / ".flox/run").mkdir(parents=True)
+    (tmp_path / ".flox/run/x86_64-linux.hello-run").symlink_to("/etc")
+    with pytest.raises(BuildFailedError, match="no store path"):
+        flox_cli._link(str(tmp_path), "x86_64-linux.hello", "run", Paths())
+    assert flox_cli._link(str(tmp_path), "x86_64-linux.hello", "dev", Paths()) is None
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_a_request_is_accepted_when_its_schema_accepts_it(path: Path) -> None:
+    if ".valid." in path.name:
+        raw = json.loads(path.read_text())
+        owner, name = raw["environment"].split("/")
+        assert Request.parse(path.read_bytes()) == Request(Reference(owner, name, raw["generation"]), raw["mode"])
+    else:
+        with pytest.raises(BadRequestError):
+            Request.parse(path.read_bytes())
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"1", b"x" * 70000, b"\xff", b'{"schema_version": 1}'])
+def test_a_request_that_is_none_is_refused(data: bytes) -> None:
+    with pytest.raises(BadRequestError):
+        Request.parse(data)
+
+
+def test_a_failure_is_one_short_line_and_follows_the_schema() -> None:
+    schema = json.loads((ROOT / "installer/flox_node/state/schemas/realise-answer.schema.json").read_text())
+    for error in (NetworkError("a\nb\r\u2028c" + "é" * 3000), ValueError("secret"), BadRequestError("x", remedy="y")):
+        answer = protocol.failure(error, "demo/hello:3")
+        Draft202012Validator(schema).validate(answer)
+        assert len(answer["message"].encode()) <= 1024
+        assert answer["message"].splitlines() == [answer["message"]]
+        assert "demo/hello:3" in answer["message"]
+    assert protocol.failure(ValueError("secret"), None)["code"] == "bug"
+    assert "secret" not in protocol.failure(ValueError("secret"), None)["message"]
