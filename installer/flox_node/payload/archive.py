@@ -174,7 +174,9 @@ def _read_tar(plain: _Forward) -> Iterator[Entry]:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # kept for random access; memory must not grow with the payload
                 yield _entry(info, plain)
-    except tarfile.TarError as error:
+    except CorruptError:
+        raise
+    except Exception as error:  # tarfile answers damaged headers with errors of many kinds, not only its own
         raise CorruptError(f"The archive is damaged: {error}.") from error
 
 
