@@ -40,6 +40,10 @@ class Scope:
             self._make_cgroups()
             _run("ip", "netns", "add", self.name)
             _run("ip", "-n", self.name, "link", "set", "lo", "up")
+            # As every node it has an address besides lo; without one Nix takes itself for offline and fetches nothing.
+            _run("ip", "-n", self.name, "link", "add", "eth0", "type", "bridge")
+            _run("ip", "-n", self.name, "address", "add", "192.0.2.1/24", "dev", "eth0")
+            _run("ip", "-n", self.name, "link", "set", "eth0", "up")
         except BaseException:
             self.close()
             raise
