@@ -28,6 +28,10 @@ class _Stream(Protocol):
     def read(self, amount: int, /) -> bytes: ...
 
 
+class _Socket(Protocol):
+    def settimeout(self, value: float, /) -> None: ...
+
+
 class _Source(Protocol):
     def read1(self, amount: int, /) -> bytes: ...
 
@@ -48,12 +52,14 @@ def tip(
     if token is not None:
         headers["Authorization"] = "Basic " + binascii.b2a_base64(f"oauth:{token}".encode(), newline=False).decode()
     try:
+        connection.connect()
+        socket = connection.sock  # getresponse() forgets it when the hub closes the connection after its answer
         connection.request(
             "GET", f"{url.path}/{reference.owner}/floxmeta/info/refs?service=git-upload-pack", headers=headers
         )
         response = connection.getresponse()
         _check_status(response, reference, has_token=token is not None, host=url.netloc)
-        return _find(_Limited(response, connection, deadline), reference)
+        return _find(_Limited(response, socket, deadline), reference)
     except (OSError, http.client.HTTPException) as error:
         raise NetworkError(f"FloxHub ({url.netloc}) did not answer: {_reason(error)}.") from error
     finally:
@@ -90,9 +96,9 @@ def _check_status(response: http.client.HTTPResponse, reference: Reference, *, h
 class _Limited:
     """The body of an answer: exact reads, within the deadline and a size."""
 
-    def __init__(self, response: _Source, connection: http.client.HTTPConnection, deadline: Deadline) -> None:
+    def __init__(self, response: _Source, socket: _Socket, deadline: Deadline) -> None:
         self._response = response
-        self._connection = connection
+        self._socket = socket
         self._deadline = deadline
         self._left = _LARGEST_ANSWER
 
@@ -103,8 +109,7 @@ class _Limited:
         data = b""
         while len(data) < amount:
             # Whoever sends one byte at a time must not hold a pod beyond its deadline.
-            if self._connection.sock is not None:
-                self._connection.sock.settimeout(min(self._deadline.left(), _SLOWEST_STEP_S))
+            self._socket.settimeout(min(self._deadline.left(), _SLOWEST_STEP_S))
             piece = self._response.read1(amount - len(data))
             if not piece:
                 raise NetworkError("FloxHub's answer ends in the middle.")

@@ -54,13 +54,16 @@ def test_an_unknown_error_is_quoted_in_one_clean_line_without_the_token() -> Non
 def test_the_environment_of_a_call_is_exactly_the_private_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_PRELOAD", "/evil.so")
     env = private_environment(str(tmp_path), Policy(), token=None, ca_file="/ca.crt")
+    folders = ("CONFIG", "CACHE", "DATA", "STATE")
     assert set(env) == {
-        "PATH", "LC_ALL", "NO_COLOR", "SHELL", "USER", "LOGNAME", "HOME", "TMPDIR", "XDG_RUNTIME_DIR",
-        "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "FLOX_CONFIG_DIR", "FLOX_CACHE_DIR",
-        "FLOX_DATA_DIR", "FLOX_STATE_DIR", "FLOX_DISABLE_METRICS", "FLOX_AUTH_NOTIFICATIONS", "FLOX_UPGRADE_NOTIFICATIONS",
-        "FLOX_AUTO_ACTIVATE", "_FLOX_DISABLE_KEYRING", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS", "GIT_TERMINAL_PROMPT",
-        "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "NIX_CONFIG", "SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO",
-    }  # fmt: skip
+        *("PATH", "LC_ALL", "NO_COLOR", "SHELL", "USER", "LOGNAME", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "NIX_CONFIG"),
+        *(f"XDG_{folder}_HOME" for folder in folders),
+        *(f"FLOX_{folder}_DIR" for folder in folders),
+        *("FLOX_DISABLE_METRICS", "FLOX_AUTH_NOTIFICATIONS", "FLOX_UPGRADE_NOTIFICATIONS", "FLOX_AUTO_ACTIVATE"),
+        *("_FLOX_DISABLE_KEYRING", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS"),
+        *("GIT_TERMINAL_PROMPT", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"),
+        *("SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO"),
+    }
     outside = [
         name for name, value in env.items() if name.endswith(("_DIR", "_HOME", "HOME")) and str(tmp_path) not in value
     ]
