@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -63,6 +64,7 @@ func Log(event Event) {
 	event.Time = time.Now().UTC().Format(time.RFC3339Nano)
 	event.Message = OneLine(event.Message)
 	path := node.EventFile()
+	_ = os.MkdirAll(filepath.Dir(path), 0o755)
 	rotate(path)
 	appendLine(path, marshal(event), 0o640)
 }

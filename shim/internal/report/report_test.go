@@ -42,9 +42,7 @@ func TestTheNodesLogIsRotated(t *testing.T) {
 	node.SetPrefix(t.TempDir())
 	defer node.SetPrefix("")
 	path := node.EventFile()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	Log(Event{Level: "info", Event: "sandbox"}) // makes the folder
 	if err := os.WriteFile(path, make([]byte, maxEventFile+1), 0o640); err != nil {
 		t.Fatal(err)
 	}
