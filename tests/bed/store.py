@@ -14,9 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from flox_node.host import Completed, Host, HostFiles, Processes
 from flox_node.host.trees import TreeWriter, feed, walk
 from flox_node.payload.manifest import StorePath, registration
 from flox_node.payload.nar import NarHasher, nar_of
@@ -65,20 +66,24 @@ class Store:
         """Where a store path (or a file in it) lies on this machine."""
         return self.root / path.lstrip("/")
 
-    def run(self, *command: str, input: bytes = b"", env: dict[str, str] | None = None) -> bytes:
-        """Run a program of the store inside its root; its output. It sees /proc and /dev of this machine."""
-        for folder in ("proc", "dev", "tmp"):
-            (self.root / folder).mkdir(exist_ok=True)
-        done = subprocess.run(
-            ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", _ENTER, str(self.root), *command],
-            input=input,
-            capture_output=True,
-            check=False,
-            env={**_NIX_ENVIRONMENT, **(env or {})},
-        )
+    def run(self, *command: str, input: bytes = b"") -> bytes:
+        """Run a program of the store inside its root, with settings of its own; its output."""
+        done = self.attempt(*command, input=input, env=_NIX_ENVIRONMENT)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stderr.decode()}")
         return done.stdout
+
+    def attempt(
+        self, *command: str, input: bytes = b"", env: Mapping[str, str], timeout: float | None = None
+    ) -> Completed:
+        """Run a program inside the root, with this machine's /proc and /dev. The mounts are gone with the program."""
+        for folder in ("proc", "dev", "tmp"):
+            (self.root / folder).mkdir(exist_ok=True)
+        entering = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", _ENTER, str(self.root)]
+        done = subprocess.run(
+            [*entering, *command], input=input, capture_output=True, check=False, env=dict(env), timeout=timeout
+        )
+        return Completed(done.returncode, done.stdout, done.stderr)
 
     @property
     def nix_store(self) -> str:
@@ -97,6 +102,21 @@ class BinaryCache:
     public_key: str
     hello_store_path: str
     activations_store_path: str
+
+
+class _Processes(Processes):
+    """Programs of a root folder that nobody booted, so that it has neither /proc nor /dev of its own."""
+
+    def run(
+        self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> Completed:
+        """See `Processes.run`."""
+        return Store(self.root, {}).attempt(*argv, input=input, env={"LC_ALL": "C", **(env or {})}, timeout=timeout)
+
+
+def host(root: Path) -> Host:
+    """A folder as a node, as far as a payload is concerned: real files, and real programs of its store."""
+    return Host(HostFiles(root), _Processes(root), None)  # type: ignore[arg-type]  # nothing here asks systemd
 
 
 class Builder:
