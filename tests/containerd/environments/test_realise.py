@@ -1,0 +1,288 @@
+"""Environments out of real store paths, by real git and real Nix, through the program that the shim calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bed import store
+from tests.containerd.environments.store_node import StoreNode, answer
+from tests.doubles.hub import Hub, HubData, catalog_package, flake_package, lockfile, store_path_package
+
+
+def resolution(reply: dict[str, Any]) -> dict[str, Any]:
+    assert reply["ok"], reply
+    loaded: dict[str, Any] = reply["resolution"]
+    return loaded
+
+
+def failure(reply: dict[str, Any], code: str) -> str:
+    assert not reply["ok"], reply
+    assert reply["code"] == code, reply
+    assert "demo/" in reply["message"]
+    return str(reply["message"])
+
+
+def fetches(hub: Hub) -> int:
+    """How many times git fetched something; asking for the refs is none."""
+    return sum(1 for method, path, _ in list(hub.requests) if method == "POST" and path.endswith("git-upload-pack"))
+
+
+def in_view(node: StoreNode, view: str, *command: str) -> str:
+    """Run a command where only a view is /nix, as in a container."""
+    folder = node.real("/tmp/container")
+    (folder / "nix").mkdir(parents=True, exist_ok=True)
+    script = 'mount --bind "$0" "$1/nix" && root=$1 && shift && exec chroot "$root" "$@"'
+    busybox = f"{node.busybox}/bin/busybox"
+    return node.run(
+        busybox, "sh", "-c", script.replace("mount ", f"{busybox} mount ").replace("chroot ", f"{busybox} chroot "),
+        view, "/tmp/container", *command, env={"FLOX_ENV_CACHE": "/tmp"},
+    )  # fmt: skip
+
+
+def test_an_environments_command_runs_from_its_view_alone(node: StoreNode) -> None:
+    made = resolution(node.realise("demo/hello"))
+    assert made["generation"] == 1
+    assert made["environment"] == "demo/hello"
+    greeting = in_view(
+        node,
+        made["view"],
+        f"{made['store_path']}/activate",
+        "--env",
+        made["store_path"],
+        "--mode",
+        "run",
+        "--",
+        "hello",
+    )
+    assert greeting == "Hello, world!\n"
+
+
+def test_a_view_holds_the_closure_that_nix_knows_and_no_other_path(node: StoreNode) -> None:
+    made = resolution(node.realise("demo/hello"))
+    closure = node.run(node.nix_store, "--query", "--requisites", made["store_path"]).split()
+    seen = os.listdir(node.real(f"{made['view']}/store"))
+    assert sorted(f"/nix/store/{name}" for name in seen) == sorted(closure)
+    assert len(os.listdir(node.real("/nix/store"))) > len(seen)
+
+
+def test_a_second_pod_is_answered_from_the_index_but_the_hub_is_asked_again(node: StoreNode, hub: Hub) -> None:
+    first = node.realise("demo/hello")
+    asked, fetched = len(hub.requests), fetches(hub)
+    assert node.realise("demo/hello") == first
+    assert len(hub.requests) == asked + 1
+    assert fetches(hub) == fetched
+
+
+def test_fifty_pods_at_once_are_one_realisation(node: StoreNode, hub: Hub, data: HubData) -> None:
+    data.publish("demo", "alone", lockfile([store_path_package("hello", node.hello)], variables={"A": "1"}))
+    resolution(node.realise("demo/alone"))
+    of_one = fetches(hub)
+    running = [node.start("demo/hello") for _ in range(50)]
+    replies = [resolution(answer(process)) for process in running]
+    assert all(reply == replies[0] for reply in replies)
+    assert fetches(hub) == 2 * of_one
+
+
+def test_a_push_and_a_switch_are_followed_and_a_pinned_generation_is_not_moved(
+    node: StoreNode, hub: Hub, data: HubData
+) -> None:
+    first = resolution(node.realise("demo/hello"))
+    pinned = resolution(node.realise("demo/hello", generation=1))
+    assert (pinned["store_path"], pinned["view"]) == (first["store_path"], first["view"])
+    data.publish("demo", "hello", lockfile([store_path_package("hello", node.hello)], variables={"NEW": "yes"}))
+    second = resolution(node.realise("demo/hello"))
+    assert second["generation"] == 2
+    assert second["store_path"] != first["store_path"]
+    fetched = fetches(hub)
+    assert resolution(node.realise("demo/hello", generation=1)) == pinned
+    assert fetches(hub) == fetched
+    commit = data.switch("demo", "hello", 1)
+    back = resolution(node.realise("demo/hello"))
+    assert (back["generation"], back["commit"]) == (1, commit)
+    assert back["store_path"] == first["store_path"]
+
+
+def test_a_generation_that_is_not_the_live_one_is_built_from_its_own_lock(node: StoreNode, data: HubData) -> None:
+    data.publish("demo", "hello", lockfile([], variables={"NEW": "yes"}))
+    made = resolution(node.realise("demo/hello", generation=1))
+    lock = json.loads(node.run(f"{node.busybox}/bin/cat", f"{made['store_path']}/manifest.lock"))
+    assert [package["install_id"] for package in lock["packages"]] == ["hello"]
+
+
+def test_run_and_dev_are_two_environments_of_one_generation(node: StoreNode) -> None:
+    made = {mode: resolution(node.realise("demo/hello", mode=mode)) for mode in ("run", "dev")}
+    assert made["run"]["store_path"].endswith("-environment-run")
+    assert made["dev"]["store_path"].endswith("-environment-dev")
+
+
+def test_a_garbage_collection_takes_nothing_of_a_cached_environment(node: StoreNode) -> None:
+    made = resolution(node.realise("demo/hello"))
+    deleted = node.run(node.nix_store, "--gc")
+    assert "environment-dev" in deleted or not [
+        n for n in os.listdir(node.real("/nix/store")) if "environment-dev" in n
+    ]
+    node.run(node.nix_store, "--verify", "--check-contents")
+    assert node.real(made["store_path"]).is_dir()
+    assert resolution(node.realise("demo/hello")) == made
+
+
+def test_an_environment_that_was_collected_by_force_is_made_again(node: StoreNode) -> None:
+    made = resolution(node.realise("demo/hello"))
+    for root in node.real("/nix/var/nix/gcroots/flox-node").glob("env-*"):
+        root.unlink()
+    node.run(node.nix_store, "--delete", made["store_path"])
+    assert resolution(node.realise("demo/hello")) == made
+    assert node.real(made["store_path"]).is_dir()
+
+
+def test_nothing_private_is_left_behind_and_no_build_ran_as_root(node: StoreNode, data: HubData) -> None:
+    resolution(node.realise("demo/hello"))
+    node.fault("fail")
+    data.publish("demo", "hello", lockfile([], variables={"B": "2"}))
+    failure(node.realise("demo/hello"), "build-failed")
+    assert node.pulls() == []
+    pool = node.real("/nix/var/nix/userpool2")
+    assert pool.is_dir(), "Nix allocates users of its own for builds"
+    assert os.listdir(pool)
+
+
+def test_packages_of_the_catalog_come_from_the_policys_caches_if_a_trusted_key_signed_them(
+    node: StoreNode, hub: Hub, data: HubData
+) -> None:
+    known = store.binary_cache()
+    node.run(node.nix_store, "--delete", node.hello)
+    data.publish("demo", "cached", lockfile([catalog_package("hello", {"out": known.hello_store_path})]))
+    assert "no binary cache" in failure(node.realise("demo/cached"), "build-failed")
+    node.policy(hub.git_url, nix={"substituters": [hub.cache_url], "trusted_public_keys": ["other-1:AAAA"]})
+    message = failure(node.realise("demo/cached"), "build-failed")
+    assert not node.real(node.hello).exists(), message
+    node.policy(hub.git_url, nix={"substituters": [hub.cache_url], "trusted_public_keys": [known.public_key]})
+    made = resolution(node.realise("demo/cached"))
+    assert node.real(node.hello).is_dir()
+    assert os.path.basename(node.hello) in os.listdir(node.real(f"{made['view']}/store"))
+
+
+def test_what_is_not_supported_is_refused_before_anything_is_built(node: StoreNode, hub: Hub, data: HubData) -> None:
+    data.publish("demo", "flake", lockfile([flake_package("evil")]))
+    assert "evil" in failure(node.realise("demo/flake"), "unsupported")
+    data.publish("demo", "mac", lockfile([], systems=("aarch64-darwin",)))
+    assert "system" in failure(node.realise("demo/mac"), "unsupported")
+
+
+def test_refusals_name_environment_generation_cause_and_remedy(node: StoreNode, hub: Hub, data: HubData) -> None:
+    assert "demo/nothing" in failure(node.realise("demo/nothing"), "environment-not-found")
+    assert "generation 7" in failure(node.realise("demo/hello", generation=7), "environment-not-found")
+    data.restrict("demo", "flox_right")
+    assert "token" in failure(node.realise("demo/hello"), "access-denied")
+    data.open_to_all("demo")
+    data.break_with("status", status=503)
+    assert "503" in failure(node.realise("demo/hello"), "network")
+
+
+def test_permission_that_was_taken_away_ends_the_use_of_the_cache(node: StoreNode, data: HubData) -> None:
+    resolution(node.realise("demo/hello"))
+    data.restrict("demo", "flox_right")
+    failure(node.realise("demo/hello"), "access-denied")
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [("no-links", "built no environment"), ("fail", "the moon is in the way"), ("relock", "was changed on FloxHub")],
+)
+def test_a_flox_that_fails_in_odd_ways_leaves_no_entry_in_the_index(node: StoreNode, fault: str, text: str) -> None:
+    node.fault(fault)
+    assert text in failure(node.realise("demo/hello"), "build-failed")
+    assert (
+        not list(node.real("/var/lib/flox-node/envs/index").glob("*"))
+        or not node.real("/var/lib/flox-node/envs").exists()
+    )
+    node.fault(None)
+    resolution(node.realise("demo/hello"))
+
+
+def test_the_link_names_of_older_versions_are_understood(node: StoreNode) -> None:
+    node.fault("dot-names")
+    resolution(node.realise("demo/hello"))
+
+
+def test_two_packages_with_one_file_are_an_error_of_the_environment(node: StoreNode, data: HubData) -> None:
+    busybox = store_path_package("busybox", node.busybox)
+    data.publish("demo", "clash", lockfile([busybox, store_path_package("again", f"{node.busybox}")]))
+    assert "same file" in failure(node.realise("demo/clash"), "build-failed")
+
+
+def test_a_slow_realisation_ends_at_the_policys_limit_with_all_that_it_started(node: StoreNode, hub: Hub) -> None:
+    node.policy(hub.git_url, realise={"timeout_s": 6})
+    node.fault("slow:300")
+    started = time.monotonic()
+    failure(node.realise("demo/hello"), "timeout")
+    assert time.monotonic() - started < 6.5
+    assert node.pulls() == []
+    assert not processes_of(node)
+    node.fault(None)
+    resolution(node.realise("demo/hello"))
+
+
+def test_those_who_wait_for_a_slow_realisation_get_its_result(node: StoreNode) -> None:
+    node.fault("slow:2")
+    running = [node.start("demo/hello") for _ in range(3)]
+    assert len({json.dumps(resolution(answer(process))) for process in running}) == 1
+
+
+def test_sigterm_ends_everything_that_was_started(node: StoreNode) -> None:
+    node.fault("slow:300")
+    process = node.start("demo/hello")
+    wait_for(lambda: any(node.pulls()) and flox_of(node))
+    process.terminate()
+    process.communicate(timeout=10)
+    wait_for(lambda: not processes_of(node))
+    assert node.pulls() == []
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+def test_a_realisation_that_was_killed_is_finished_by_the_next(node: StoreNode, delay: float) -> None:
+    process = node.start("demo/hello")
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    made = resolution(node.realise("demo/hello"))
+    assert os.listdir(node.real("/nix/var/flox-node/views")) == [os.path.basename(made["view"])]
+    wait_for(lambda: not processes_of(node))
+    assert node.pulls() == []
+    node.run(node.nix_store, "--verify", "--check-contents")
+
+
+def test_a_bug_is_an_answer_too_and_its_traceback_is_for_the_log(node: StoreNode) -> None:
+    node.real("/opt/flox-node/payloads/test/manifest.json").write_text("{}")
+    reply = node.realise("demo/hello")
+    assert "flox-node install" in failure(reply, "bug")
+
+
+def processes_of(node: StoreNode) -> list[str]:
+    """The processes that run in this node's root."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if (folder / "root").stat().st_ino == node.root.stat().st_ino and (folder / "exe").exists():
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+    return found
+
+
+def flox_of(node: StoreNode) -> bool:
+    return any("flox.py" in line for line in processes_of(node))
+
+
+def wait_for(condition: Any, seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.02)
