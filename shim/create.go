@@ -160,9 +160,8 @@ func createContainer(
 		}
 		mounts = append(mounts, bind(source, activation.ContextFile, "bind"))
 	}
-	if compatible := compatibleLink(resolution); !anyMount(config.Mounts, compatible) {
-		mounts = append(mounts, bind(view.Host(resolution.StorePath), compatible, "bind"))
-	}
+	// Nothing of ours needs it, so an image that cannot take it goes without.
+	_ = rootfs.Link(root, compatibleLink(resolution), resolution.StorePath)
 	for _, mount := range mounts {
 		if err := config.AddMount(mount); err != nil {
 			return err
@@ -223,16 +222,6 @@ func checkRoom(root string, mounts []spec.Mount) error {
 // compatibleLink is where the vendor's runtime shows the environment, and where users' scripts look for it.
 func compatibleLink(resolution records.Resolution) string {
 	return "/.flox/run/" + resolution.System + "." + filepath.Base(resolution.Environment) + "." + resolution.Mode
-}
-
-// anyMount says that a volume of the pod lies at, above or below the path.
-func anyMount(mounts []spec.Mount, path string) bool {
-	for _, mount := range mounts {
-		if mount.Destination != "/" && (mount.Within(path) || mount.Covers(path)) {
-			return true
-		}
-	}
-	return false
 }
 
 func bind(source, destination, kind string) spec.Mount {

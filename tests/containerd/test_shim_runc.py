@@ -369,7 +369,7 @@ def test_a_command_that_does_not_exist_says_so(node: Node) -> None:
     [
         ({}, "no annotation flox.dev/environment: add for example"),
         ({"environment": "hello"}, "names no owner; the right form is owner/name or owner/name:3"),
-        ({"environment": "demo/hello@2"}, "a generation is written with a colon"),
+        ({"environment": "demo/hello@2"}, "a generation is written with a colon, demo/hello:2"),
         ({"environment": "demo/hello:0"}, "positive number"),
         ({"environment": "-f/../../etc"}, "begin with a letter or a digit"),
         ({"environment": "demo/hello", "activate_mode": "build"}, "it is `run` or `dev`"),

@@ -77,8 +77,11 @@ func (a Annotations) Environment() (Environment, error) {
 		return Environment{}, fmt.Errorf("the annotation %s holds %s: %s; the right form is owner/name or owner/name:3",
 			environment, quote(value), why)
 	}
-	if strings.Contains(value, "@") {
-		return wrong("a generation is written with a colon")
+	if before, after, found := strings.Cut(value, "@"); found {
+		if repaired, err := (Annotations{environment: before + ":" + after}).Environment(); err == nil {
+			return wrong(fmt.Sprintf("a generation is written with a colon, %s:%d", repaired.Name, repaired.Generation))
+		}
+		return wrong("`@` belongs to no name")
 	}
 	name, generation, pinned := strings.Cut(value, ":")
 	owner, short, found := strings.Cut(name, "/")

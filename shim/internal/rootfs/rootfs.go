@@ -1,13 +1,16 @@
 // Package rootfs looks at a container's root file system from the host.
 //
-// Its content is the image's author's: symlinks in it may point anywhere on the host. Only fixed names are looked up,
-// one component at a time from an open folder, and no symlink is followed.
+// Its content is the image's author's: symlinks in it may point anywhere on the host. Names are looked up one component
+// at a time from an open folder, and no symlink is followed.
 package rootfs
 
 import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -53,6 +56,36 @@ func HasUsers(rootfs string) bool {
 		return false
 	}
 	return passwd.Close() == nil
+}
+
+// Link makes the symlink path -> target, and the folders above it, unless the image has something there. A symlink
+// instead of a mount spares every container 2 ms.
+func Link(rootfs, path, target string) error {
+	folder, err := openFolder(rootfs)
+	if err != nil {
+		return err
+	}
+	defer func() { folder.Close() }()
+	above, name := filepath.Split(path)
+	for _, component := range strings.FieldsFunc(above, func(r rune) bool { return r == '/' }) {
+		made := syscall.Mkdirat(int(folder.Fd()), component, 0o755)
+		if made != nil && !errors.Is(made, syscall.EEXIST) {
+			return made
+		}
+		next, err := open(folder, component, syscall.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		folder.Close()
+		folder = next
+		if made == nil { // whatever containerd's umask is, every user of the container may look
+			if err := folder.Chmod(0o755); err != nil {
+				return err
+			}
+		}
+	}
+	// The standard library has no symlinkat; through /proc the open folder is the same one.
+	return os.Symlink(target, filepath.Join("/proc/self/fd", strconv.Itoa(int(folder.Fd())), name))
 }
 
 func openFolder(path string) (*os.File, error) {

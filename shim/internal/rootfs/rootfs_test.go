@@ -63,3 +63,36 @@ func TestUsersAreLookedForWithoutFollowingOrOpening(t *testing.T) {
 		t.Fatal("a FIFO hangs the runtime")
 	}
 }
+
+func TestALinkIsMadeInTheImageAndNowhereElse(t *testing.T) {
+	const name = "/.flox/run/x86_64-linux.hello.run"
+	defer syscall.Umask(syscall.Umask(0o077))
+	root := t.TempDir()
+	if err := Link(root, name, "/nix/store/x"); err != nil {
+		t.Fatal(err)
+	}
+	if target, _ := os.Readlink(filepath.Join(root, name)); target != "/nix/store/x" {
+		t.Fatal(target)
+	}
+	if info, _ := os.Stat(filepath.Join(root, ".flox")); info.Mode().Perm() != 0o755 {
+		t.Fatal(info.Mode())
+	}
+	if err := Link(root, name, "/nix/store/y"); err == nil {
+		t.Error("what is there stays")
+	}
+	for _, link := range []string{".flox", ".flox/run"} {
+		root, outside := t.TempDir(), t.TempDir()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, link)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(outside, filepath.Join(root, link)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Link(root, name, "/nix/store/x"); err == nil {
+			t.Errorf("the symlink %s of the image was followed", link)
+		}
+		if entries, _ := os.ReadDir(outside); len(entries) != 0 {
+			t.Errorf("%v", entries)
+		}
+	}
+}
