@@ -58,8 +58,8 @@ func HasUsers(rootfs string) bool {
 	return passwd.Close() == nil
 }
 
-// Link makes the symlink path -> target, and the folders above it, unless the image has something there. A symlink
-// instead of a mount spares every container 2 ms.
+// Link makes the symlink path -> target, and the folders above it, unless the image has something there. It is
+// what Flox itself makes, and unlike a bind needs no mount in every container.
 func Link(rootfs, path, target string) error {
 	folder, err := openFolder(rootfs)
 	if err != nil {
