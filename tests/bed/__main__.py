@@ -2,7 +2,7 @@
 
 import argparse
 
-from tests.bed import cache, scope
+from tests.bed import cache, payload, scope
 from tests.bed.prepare import clean, prepare
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(*arguments.releases)
+        payload.folder()  # not part of `prepare`: it follows this tree's sources, and tests that need it ask for it
         cache.say(f"ready in {cache.folder()}")
     elif arguments.command == "clean":
         clean()
