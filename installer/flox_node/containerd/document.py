@@ -29,6 +29,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _KEY = re.compile(r"""(?:"(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^="'\n])+""")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_. \t-]+")
 _HEADER = re.compile(r"""\s*(\[{1,2})((?:"(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^\]"'\n])+)\]""")
 
 Path = tuple[str, ...]
@@ -185,6 +186,8 @@ def _statements(text: str, raw_headers: bool) -> Iterator[Statement]:
 
 def key_path(key: str, *, raw: bool = False) -> Path:
     """The parts of a dotted key; with `raw`, escapes in quoted parts stay as they are written."""
+    if _BARE_KEY.fullmatch(key):
+        return tuple(part.strip() for part in key.split("."))
     value: Any = tomllib.loads((key.replace("\\", "\\\\") if raw else key) + " = 0")
     path: list[str] = []
     while isinstance(value, dict):

@@ -73,15 +73,12 @@ def register(
     document = parse(source, version)
     schema.check_supported(version)
     schema.check_schema(document.version, version)
-    plugin = context.plugin if context and version.major == 1 else schema.plugin_id(document.data, version)
-    path = _runtimes_path(plugin)
-    target = (*path, handler.name)
-    _refuse_inline_parents(document, target)
-
     marked = block.find(document, handler.name)
-    base, slot = _without_ours(document, handler, target, marked, version)
+    base, slot = _strip(document, handler, version, restore=False)
     adopted = marked.adopted if marked else ""
-    if schema.table(base.data, *target) or _defines(base, target):
+    plugin = context.plugin if context and version.major == 1 else schema.plugin_id(base.data, version)
+    target = (*_runtimes_path(plugin), handler.name)
+    if any(block.below(statement, (target,)) for statement in base.statements):
         if not adopt:
             raise RefusedError(
                 f'Line {base.line_of(target)}: a handler "{handler.name}" that is not ours is registered already '
@@ -90,7 +87,8 @@ def register(
             )
         adopted, slot, base = _cut_foreign(base, target, version)
 
-    cri = context or interpret(merge([base], version), version)
+    alone = interpret(merge([base], version), version)
+    cri = context or alone
     if cri.state == "disabled":
         raise RefusedError(
             f"The CRI plugin is disabled: {cri.reason} The kubelet cannot use this containerd.",
@@ -102,26 +100,31 @@ def register(
             remedy="Define that runtime or correct the name; use --template if the file is filled in later.",
         )
     parent_name, parent = inherited_table(cri, handler.name, template=template)
-    add_runc = not version.keeps_builtin_runc and not schema.table(base.data, *path)
-
-    tables: dict[Path, dict[str, Any]] = {}
-    if add_runc:
-        tables[(*path, schema.BUILTIN_DEFAULT)] = {"runtime_type": schema.RUNC_V2}
-    tables[target] = table_for(handler, parent)
-    changed = _insert(base, tables, slot, handler.name, adopted)
-    _verify(base, changed, tables, version)
-    same = parse(changed, version).data == document.data and not (adopted and not marked)
+    table = table_for(handler, parent)
+    tables = _tables(base, plugin, handler.name, table, version)
+    result = _insert(base, tables, slot, handler.name, adopted, version)
+    if context is None and not _only_adds(result, alone, handler.name, version):
+        # 2.x honours some image settings of schema 2 only where that table has runtimes: ours would switch them on.
+        plugin = schema.CRI_RUNTIME
+        tables = _tables(base, plugin, handler.name, table, version)
+        result = _insert(base, tables, slot, handler.name, adopted, version)
+        if not _only_adds(result, alone, handler.name, version):
+            raise RefusedError(
+                "Registering the handler in this file would change other settings of its containerd.",
+                remedy="Please report the file; register the handler by hand meanwhile.",
+            )
+    same = result.data == document.data and not (adopted and not marked)
     options = dict(parent.get("options", {}))
     inner = options.pop("BinaryName", None) or None
     inherited = {"options": options} if options else {}
-    if "base_runtime_spec" in tables[target]:
-        inherited["base_runtime_spec"] = tables[target]["base_runtime_spec"]
+    if "base_runtime_spec" in table:
+        inherited["base_runtime_spec"] = table["base_runtime_spec"]
     return Patch(
-        result=source if same else changed,
+        result=source if same else result.source,
         changed=not same,
         plugin_id=plugin,
         inherited=inherited,
-        added_runc=add_runc,
+        added_runc=len(tables) > 1,
         inner_runtime=inner,
         inherited_from=parent_name,
         adopted=adopted,
@@ -138,20 +141,42 @@ def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch
         RefusedError: the handler is the default runtime, or its lines cannot be cut out alone.
     """
     document = parse(source, version)
-    result = document
-    plugin = schema.plugin_id(document.data, version)
-    for candidate in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
-        target = (*_runtimes_path(candidate), handler.name)
-        if _is_ours(result, handler, target):
-            plugin = candidate
-            if schema.table(result.data, *target[:3]).get("default_runtime_name") == handler.name:
+    result, _ = _strip(document, handler, version, restore=True)
+    plugin = schema.plugin_id(result.data, version)
+    return Patch(result.source, result.source != source, plugin, {}, added_runc=False, inner_runtime=None)
+
+
+def _strip(
+    document: Document, handler: Handler, version: ContainerdVersion, *, restore: bool
+) -> tuple[Document, int | None]:
+    """The document without our tables, under any plugin id, and the place where they stood (None: there were none).
+
+    With `restore`, a foreign handler that we replaced comes back.
+    """
+    slot: int | None = None
+    for plugin in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
+        target = (*_runtimes_path(plugin), handler.name)
+        if _is_ours(document, handler, target):
+            if restore and schema.table(document.data, *target[:3]).get("default_runtime_name") == handler.name:
                 raise RefusedError(
                     f'"{handler.name}" is the default runtime: without it the CRI plugin would not load.',
                     remedy="Set default_runtime_name to another runtime first.",
                 )
-            result, _ = _without_ours(result, handler, target, block.find(result, handler.name), version, restore=True)
-    changed = result.source != source
-    return Patch(result.source, changed, plugin, {}, added_runc=False, inner_runtime=None)
+            document, slot = _without_ours(document, handler, target, version, restore=restore)
+    return document, slot
+
+
+def _tables(
+    base: Document, plugin: str, handler: str, table: dict[str, Any], version: ContainerdVersion
+) -> dict[Path, dict[str, Any]]:
+    """What has to be added under this plugin id: the handler, and `runc` where 1.x would lose its built-in one."""
+    path = _runtimes_path(plugin)
+    _refuse_inline_parents(base, (*path, handler))
+    tables: dict[Path, dict[str, Any]] = {}
+    if not version.keeps_builtin_runc and not schema.table(base.data, *path):
+        tables[(*path, schema.BUILTIN_DEFAULT)] = {"runtime_type": schema.RUNC_V2}
+    tables[(*path, handler)] = table
+    return tables
 
 
 def table_for(handler: Handler, parent: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,10 +245,6 @@ def _refuse_inline_parents(document: Document, target: Path) -> None:
             )
 
 
-def _defines(document: Document, target: Path) -> bool:
-    return any(block.below(statement, (target,)) for statement in document.statements)
-
-
 def _is_ours(document: Document, handler: Handler, target: Path) -> bool:
     """Whether the table at `target` is ours: between our marks, or our binary (a tool may have dropped comments)."""
     marked = block.find(document, handler.name)
@@ -240,17 +261,12 @@ def _without_ours(
     document: Document,
     handler: Handler,
     target: Path,
-    marked: block.Marked | None,
     version: ContainerdVersion,
     *,
-    restore: bool = False,
-) -> tuple[Document, int | None]:
-    """The document without our table, and the place where it stood (None: it was not there).
-
-    With `restore`, a foreign handler that we replaced comes back, and a newline that we added at the end goes.
-    """
-    if not _is_ours(document, handler, target):
-        return document, None
+    restore: bool,
+) -> tuple[Document, int]:
+    """The document without our table, and the place where it stood."""
+    marked = block.find(document, handler.name)
     runc = (*target[:-1], schema.BUILTIN_DEFAULT)
     if marked is None or not all(
         marked.start <= s.start < marked.end for s in document.statements if block.below(s, (target,))
@@ -313,10 +329,19 @@ def _cannot_cut(document: Document, target: Path) -> RefusedError:
     )
 
 
+def _only_adds(document: Document, before: CriSettings, handler: str, version: ContainerdVersion) -> bool:
+    return interpret(merge([document], version), version).same_but(before, handler)
+
+
 def _insert(
-    base: Document, tables: Mapping[Path, Mapping[str, Any]], slot: int | None, name: str, adopted: str
-) -> bytes:
-    """The bytes of `base` with our block: at `slot` where a header or nothing follows, else at the end."""
+    base: Document,
+    tables: Mapping[Path, Mapping[str, Any]],
+    slot: int | None,
+    name: str,
+    adopted: str,
+    version: ContainerdVersion,
+) -> Document:
+    """`base` with our block: at `slot` where a header or nothing follows, else at the end."""
     text = base.text
     following = next((s for s in base.statements if slot is not None and s.start >= slot), None)
     if slot is None or (following is not None and following.kind == "value"):
@@ -326,23 +351,19 @@ def _insert(
     rendered = block.render(
         name, tables, newline=base.newline, newline_added=newline_added and not after, adopted=adopted
     )
-    return base.encode(before + (base.newline if newline_added else "") + rendered + after)
-
-
-def _verify(
-    base: Document, changed: bytes, tables: Mapping[Path, Mapping[str, Any]], version: ContainerdVersion
-) -> None:
     expected = copy.deepcopy(base.data)
     for path, values in tables.items():
         parent = expected
         for part in path[:-1]:
             parent = parent.setdefault(part, {})
         parent[path[-1]] = dict(values)
-    if parse(changed, version).data != expected:
+    result = parse(base.encode(before + (base.newline if newline_added else "") + rendered + after), version)
+    if result.data != expected:
         raise RefusedError(
             "The handler cannot be added to this file without changing what the rest of it says.",
             remedy="Please report the file; register the handler by hand meanwhile.",
         )
+    return result
 
 
 def _without(data: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from flox_node.containerd import schema
@@ -94,7 +95,6 @@ class Effective:
     merged: dict[str, Any]
     cri: CriSettings | None
     refused: str | None
-    settings: tuple[Setting, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -106,6 +106,11 @@ class Effective:
     def state(self) -> Literal["ok", "disabled", "dead", "refused"]:
         """Whether the kubelet would get an answer: `refused` means that containerd itself does not start."""
         return self.cri.state if self.cri else "refused"
+
+    @cached_property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every CRI value that the files put into force, and the daemon's own ones; () where it does not start."""
+        return tuple(_settings(self.files, self.containerd)) if self.cri else ()
 
 
 def load(root: str, reader: Reader, containerd: ContainerdVersion) -> Effective:
@@ -122,12 +127,12 @@ def load(root: str, reader: Reader, containerd: ContainerdVersion) -> Effective:
         if not files:
             files.append(LoadedFile(root, None, _EMPTY))
         finding = Finding("error", "refused", f"{error.cause} {error.remedy}", files[-1].path)
-        return Effective(containerd, tuple(files), {}, None, error.cause, (), (finding,))
-    settings = tuple(_settings(files, containerd))
+        return Effective(containerd, tuple(files), {}, None, error.cause, (finding,))
     findings = tuple(_findings(files, reader, cri, containerd))
-    return Effective(containerd, tuple(files), merged, cri, None, settings, findings)
+    return Effective(containerd, tuple(files), merged, cri, None, findings)
 
 
+_WORKING_DIRECTORY = "/"  # of a systemd unit that does not say otherwise
 _EMPTY = Document(b"", "", {}, go_toml_v1=False)
 
 
@@ -152,15 +157,19 @@ def _load_files(root: str, reader: Reader, containerd: ContainerdVersion, files:
         except RefusedError as error:
             raise RefusedError(f"{path}: {error.cause}", remedy=error.remedy) from None
         files.append(LoadedFile(path, parent, document, exists=source is not None))
-        pending.extend((target, path) for target in resolve_imports(path, document, reader))
+        pending.extend((target, path) for target in resolve_imports(path, document, reader, containerd))
 
 
-def resolve_imports(path: str, document: Document, reader: Reader) -> list[str]:
+def resolve_imports(path: str, document: Document, reader: Reader, containerd: ContainerdVersion) -> list[str]:
     """The files that this one imports: relative to its folder, `*` as a pattern (Go's rules: dot files match, too)."""
     found: list[str] = []
     for entry in document.data.get("imports", ()):
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry))
-        found += glob(target, reader) if "*" in target else [target]
+        if "*" not in entry:
+            found.append(posixpath.normpath(posixpath.join(posixpath.dirname(path), entry)))
+        elif containerd.resolves_patterns_beside_file:
+            found += glob(posixpath.normpath(posixpath.join(posixpath.dirname(path), entry)), reader)
+        else:
+            found += glob(posixpath.join(_WORKING_DIRECTORY, entry), reader)
     return found
 
 
@@ -218,9 +227,7 @@ class _Tagged:
         return bool(self.value)
 
 
-def _settings(files: list[LoadedFile], containerd: ContainerdVersion) -> list[Setting]:
-    """Every CRI value that the files put into force, and the daemon's own top-level ones."""
-
+def _settings(files: Sequence[LoadedFile], containerd: ContainerdVersion) -> list[Setting]:
     def tag(value: Any, file: int, path: Path) -> Any:
         if path in (("version",), ("imports",), ("disabled_plugins",), ("required_plugins",)):
             return value
@@ -265,6 +272,15 @@ def _findings(
         if len(ids) > 1:
             text = f"The file has the table `containerd` under {' and '.join(ids)}: {cri.plugin} counts."
             found.append(Finding("warning", "two-plugin-ids", text, file.path))
+        if {schema.CRI, schema.CRI_GRPC} <= schema.table(file.document.data, "plugins").keys() and (
+            containerd.major >= 2 and file.document.version < 2
+        ):
+            text = f"The file has plugins.{schema.CRI} and {schema.CRI_GRPC}: which one counts changes from start to start."
+            found.append(Finding("warning", "random", text, file.path))
+        relative = [entry for entry in file.document.data.get("imports", ()) if "*" in entry and entry[0] != "/"]
+        if relative and not containerd.resolves_patterns_beside_file:
+            text = f"containerd {containerd} looks for {', '.join(relative)} below its working directory."
+            found.append(Finding("warning", "relative-pattern", text, file.path, file.document.line_of(("imports",))))
     versions = {file.document.version for file in files if file.document.version}
     if len(versions) > 1:
         text = "The files declare different schemas: " + ", ".join(

@@ -57,7 +57,7 @@ STAYS_IN_GRPC = frozenset(
         "x509_key_pair_streaming",
     )
 )
-_CONTAINERD_MOVED_TO_IMAGES = frozenset(("snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"))
+NEEDS_RUNTIMES = frozenset(("snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"))
 
 
 def merge(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
@@ -84,7 +84,7 @@ def _merge_1(documents: Sequence[Document], containerd: ContainerdVersion) -> Da
     if declared >= 2:
         names = [*merged["plugins"], *merged.get("disabled_plugins", ()), *merged.get("required_plugins", ())]
         for name in names:
-            if not name.startswith("io.containerd.") or name.count(".") < 3:
+            if name.count(".") < 3 or (containerd.minor > 6 and not name.startswith("io.containerd.")):
                 raise RefusedError(
                     f'containerd {containerd} refuses the plugin name "{name}" where version = {declared}.',
                     remedy="Write the full plugin id, e.g. io.containerd.grpc.v1.cri.",
@@ -99,7 +99,6 @@ def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion) -> Da
     for document in documents:
         data = copy.deepcopy(document.data)
         declared = int(data.get("version", 0))
-        schema.check_schema(declared, containerd)
         root_version = root_version or declared
         if containerd.refuses_newer_dropin and declared > root_version:
             raise RefusedError(
@@ -108,9 +107,10 @@ def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion) -> Da
                 remedy="Remove the `version` line of the imported file.",
             )
         if containerd.migrates_each_file:
-            _migrate(data, declared, merged["version"])
+            schema.check_schema(declared, containerd)
+            _migrate(data, declared, newest)
         elif declared < 2:
-            _migrate_names(data)
+            _rename_plugins(data)
             data["version"] = merged["version"]
         plugins = data.pop("plugins", {})
         _merge_top_level(merged, data, unique=True)
@@ -121,8 +121,8 @@ def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion) -> Da
                 raise RefusedError(
                     f'containerd {containerd} refuses "{name}" in {key}.', remedy="Write the full plugin id there."
                 )
-    if not containerd.migrates_each_file:
-        _migrate(merged, merged["version"], newest)
+    schema.check_schema(merged["version"], containerd)
+    _migrate(merged, merged["version"], newest)
     return merged
 
 
@@ -149,20 +149,18 @@ def _merge_deeply(merged: Data, data: Data) -> None:
 
 
 def _migrate(data: Data, declared: int, newest: int) -> None:
-    """Bring plugin names and the CRI tables from schema `declared` to `newest`, as the daemon does at load."""
+    """Bring plugin names and the CRI tables from schema `declared` to `newest`, step by step as the daemon does."""
     if declared >= newest:
         return
+    if declared < 1:
+        _split_cri(data)
     if declared < 2:
-        _migrate_names(data)
+        _rename_plugins(data)
+    _split_cri(data)
     data["version"] = newest
-    plugins = data.setdefault("plugins", {})
-    source = plugins.get(schema.CRI_GRPC)
-    if isinstance(source, dict):
-        plugins[schema.CRI_RUNTIME] = _runtime_table(source, plugins.get(schema.CRI_RUNTIME))
-        plugins[schema.CRI_IMAGES] = _images_table(source, plugins.get(schema.CRI_IMAGES))
 
 
-def _migrate_names(data: Data) -> None:
+def _rename_plugins(data: Data) -> None:
     data["plugins"] = {_full_name(name): value for name, value in data.get("plugins", {}).items()}
     for key in ("disabled_plugins", "required_plugins"):
         if key in data:
@@ -177,9 +175,18 @@ def _full_name(name: str) -> str:
     return _V1_NAMES.get(name, f"io.containerd.grpc.v1.{name}")
 
 
-def _runtime_table(source: Data, present: object) -> Data:
-    """`io.containerd.cri.v1.runtime` out of `io.containerd.grpc.v1.cri`: only keys that are not there yet."""
-    target: Data = present if isinstance(present, dict) else {}
+def _split_cri(data: Data) -> None:
+    """Hand the CRI table of schema 2 out to the three plugins of schema 3."""
+    plugins = data.setdefault("plugins", {})
+    source = plugins.get(schema.CRI_GRPC)
+    if isinstance(source, dict):
+        _fill_runtime(plugins.setdefault(schema.CRI_RUNTIME, {}), source)
+        _fill_images(plugins.setdefault(schema.CRI_IMAGES, {}), source)
+        plugins[schema.CRI_GRPC] = {key: value for key, value in source.items() if key in STAYS_IN_GRPC}
+
+
+def _fill_runtime(target: Data, source: Data) -> None:
+    """What is there already wins, but for cni.bin_dir; `runtimes` counts as one value."""
     for key, value in source.items():
         if key not in _MOVED_TO_IMAGES | STAYS_IN_GRPC | {"cni", "containerd"}:
             target.setdefault(key, value)
@@ -193,19 +200,17 @@ def _runtime_table(source: Data, present: object) -> Data:
     if isinstance(containerd := source.get("containerd"), dict):
         new = target.setdefault("containerd", {})
         for key, value in containerd.items():
-            if key not in _CONTAINERD_MOVED_TO_IMAGES:
+            if key not in NEEDS_RUNTIMES:
                 new.setdefault(key, value)
-    return target
 
 
-def _images_table(source: Data, present: object) -> Data:
-    target: Data = present if isinstance(present, dict) else {}
+def _fill_images(target: Data, source: Data) -> None:
+    """Here the old table wins. Its snapshotter settings move only where it defines a runtime (a fault of 2.x)."""
     if "sandbox_image" in source:
-        target.setdefault("pinned_images", {}).setdefault("sandbox", source["sandbox_image"])
+        target.setdefault("pinned_images", {})["sandbox"] = source["sandbox_image"]
     for key in _MOVED_TO_IMAGES - {"sandbox_image"}:
         if key in source:
-            target.setdefault(key, source[key])
-    for key in _CONTAINERD_MOVED_TO_IMAGES:
-        if key in schema.table(source, "containerd"):
-            target.setdefault(key, source["containerd"][key])
-    return target
+            target[key] = source[key]
+    section = schema.table(source, "containerd")
+    if "runtimes" in section:
+        target.update({key: section[key] for key in NEEDS_RUNTIMES if key in section})

@@ -10,6 +10,8 @@ from flox_node.containerd.merge import STAYS_IN_GRPC
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
+_IMAGE_DEFAULTS = {"snapshotter": "overlayfs", "disable_snapshot_annotations": True, "discard_unpacked_layers": False}
+
 
 @dataclass(frozen=True)
 class CriSettings:
@@ -25,6 +27,17 @@ class CriSettings:
     default_runtime: str
     defined: frozenset[str]
     runtimes: dict[str, dict[str, Any]]
+    images: dict[str, Any]
+    """The image side where it differs from the built-in defaults, because adding a runtime can switch settings on."""
+
+    def same_but(self, other: CriSettings, handler: str) -> bool:
+        """Whether everything but this handler is as in `other`, and the handler is there."""
+        return (
+            handler in self.runtimes
+            and {name: table for name, table in self.runtimes.items() if name != handler}
+            == {name: table for name, table in other.runtimes.items() if name != handler}
+            and (self.state, self.default_runtime, self.images) == (other.state, other.default_runtime, other.images)
+        )
 
 
 def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSettings:
@@ -41,7 +54,7 @@ def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSetti
         if schema.BUILTIN_DEFAULT in files:
             runtimes[schema.BUILTIN_DEFAULT] = {**builtin[schema.BUILTIN_DEFAULT], **files[schema.BUILTIN_DEFAULT]}
     else:
-        runtimes = dict(files) or builtin
+        runtimes = dict(files) if "runtimes" in section else builtin  # an empty table, too, replaces the built-in one
         old_default = _table(section, "default_runtime")
         if old_default.get("runtime_type"):  # removed in 2.0; on 1.x it silently becomes the default
             runtimes["default"] = old_default
@@ -50,8 +63,14 @@ def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSetti
         if old_untrusted.get("runtime_type"):
             runtimes.setdefault("untrusted", old_untrusted)
 
+    images = {
+        key: value
+        for key, value in schema.table(merged, "plugins", schema.CRI_IMAGES).items()
+        if containerd.major >= 2 and not (key in _IMAGE_DEFAULTS and value == _IMAGE_DEFAULTS[key])
+    }
+
     def result(state: Literal["ok", "disabled", "dead"], reason: str = "") -> CriSettings:
-        return CriSettings(state, reason, plugin, str(default), frozenset(files), runtimes)
+        return CriSettings(state, reason, plugin, str(default), frozenset(files), runtimes, images)
 
     if disabled := _disabled_by(merged, plugin, containerd):
         return result("disabled", f'disabled_plugins names "{disabled}".')

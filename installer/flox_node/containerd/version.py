@@ -46,6 +46,11 @@ class ContainerdVersion:
         return 3 if (self.major, self.minor) < (2, 3) else 4
 
     @property
+    def resolves_patterns_beside_file(self) -> bool:
+        """A relative import pattern means the importing file's folder; before, the daemon's working directory."""
+        return (1, 6, 30) <= (self.major, self.minor, self.patch) < (1, 7, 0) or self >= ContainerdVersion(1, 7, 16)
+
+    @property
     def merges_deeply(self) -> bool:
         """Imported files are merged key by key (2.x); before, a file's plugin table replaces the earlier one whole."""
         return self.major >= 2
