@@ -14,7 +14,7 @@ help: ## Show this help
 
 setup: $(VENV)/.stamp ## Make .venv with flox-node and what its tests need
 
-$(VENV)/.stamp: pyproject.toml hatch_build.py tests/setup.sh
+$(VENV)/.stamp: pyproject.toml hatch_build.py tests/setup.sh $(shell find shim -name '*.go' -not -name '*_test.go')
 	@tests/setup.sh $(PYTHON) $(VENV)
 	@touch $@
 

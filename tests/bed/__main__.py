@@ -1,8 +1,8 @@
-"""`python -m tests.bed prepare|sweep|clean`: make all ready, remove stale boxes, remove the cache."""
+"""`python -m tests.bed prepare|sweep|clean|go`: make all ready, remove stale boxes, remove the cache, name the Go."""
 
 import argparse
 
-from tests.bed import cache, payload, scope
+from tests.bed import cache, golang, payload, scope
 from tests.bed.prepare import clean, prepare
 
 
@@ -13,6 +13,7 @@ def main() -> None:
     preparing.add_argument("releases", nargs="*", metavar="RELEASE", help="further containerd releases, e.g. 2.3")
     commands.add_parser("sweep", help="remove boxes and daemons whose owners were killed")
     commands.add_parser("clean", help="remove the cache")
+    commands.add_parser("go", help="print the Go command that the bed builds with")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
         prepare(*arguments.releases)
@@ -20,6 +21,8 @@ def main() -> None:
         cache.say(f"ready in {cache.folder()}")
     elif arguments.command == "clean":
         clean()
+    elif arguments.command == "go":
+        print(golang.go())
     else:
         for name in scope.sweep():
             cache.say(f"removed {name}")

@@ -3,6 +3,7 @@
 It follows the sources: a changed file of the project gives another payload at the next call.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -29,6 +30,7 @@ _KEPT = 3  # payloads in the cache; each is some 120 MB, and every change of the
 _PYTHON_VERSION = store.PYTHON.removeprefix("python")
 
 
+@functools.cache  # one run of tests is about one state of the tree
 def folder() -> Path:
     """The payload of this tree as a folder, built if need be."""
     sources = {str(path.relative_to(_PROJECT)): _digest(path) for path in _sources()}

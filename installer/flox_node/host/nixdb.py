@@ -26,22 +26,50 @@ def valid_paths(database: Path) -> dict[str, ValidPath]:
     """
     if not database.exists():
         return {}
-    import contextlib
     import sqlite3  # 6 ms, and most commands never look into the store
 
     try:
-        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            references: dict[int, list[str]] = {}
-            query = "select r.referrer, p.path from Refs r join ValidPaths p on p.id = r.reference order by p.path"
-            for referrer, path in connection.execute(query):
-                references.setdefault(referrer, []).append(path)
-            rows = connection.execute("select id, path, hash, narSize from ValidPaths")
-            return {
-                path: ValidPath(path, nar_hash, nar_size or 0, tuple(references.get(number, ())))
-                for number, path, nar_hash, nar_size in rows
-            }
+        before = _version(database)
+        if before.log_is_empty:
+            # Even a read-only connection writes the shared memory of the log, and looking must not write: without a log
+            # all is in the file itself.
+            found = _read(database, "immutable=1")
+            if _version(database) == before:
+                return found
+        return _read(database, "mode=ro")
     except sqlite3.DatabaseError as error:
         raise CorruptError(
             f"The Nix database {database} cannot be read: {error}.",
             remedy="Check the disk; `nix-store --verify` of a Nix on this node may repair the database.",
         ) from error
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Tells whether Nix wrote while we read."""
+
+    log_is_empty: bool
+    modified_ns: int
+    size: int
+
+
+def _version(database: Path) -> _Version:
+    status = database.stat()
+    log = database.with_name(f"{database.name}-wal")
+    return _Version(not log.exists() or log.stat().st_size == 0, status.st_mtime_ns, status.st_size)
+
+
+def _read(database: Path, how: str) -> dict[str, ValidPath]:
+    import contextlib
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?{how}", uri=True)) as connection:
+        references: dict[int, list[str]] = {}
+        query = "select r.referrer, p.path from Refs r join ValidPaths p on p.id = r.reference order by p.path"
+        for referrer, path in connection.execute(query):
+            references.setdefault(referrer, []).append(path)
+        rows = connection.execute("select id, path, hash, narSize from ValidPaths")
+        return {
+            path: ValidPath(path, nar_hash, nar_size or 0, tuple(references.get(number, ())))
+            for number, path, nar_hash, nar_size in rows
+        }
