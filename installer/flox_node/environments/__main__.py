@@ -13,7 +13,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from flox_node.environments import protocol
+from flox_node.environments import protocol, tokens
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import DeadlineError
 from flox_node.environments.paths import Paths
@@ -45,7 +45,8 @@ def _answer(data: bytes, paths: Paths) -> dict[str, object]:
         signal.signal(signal.SIGALRM, _too_late)
         signal.setitimer(signal.ITIMER_REAL, seconds + 1.0)
         try:
-            resolution = realise(request, policy=rules, paths=paths, token=None, deadline=Deadline.after(seconds))
+            token = tokens.find(request.pod_uid, paths)
+            resolution = realise(request, policy=rules, paths=paths, token=token, deadline=Deadline.after(seconds))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         return protocol.success(resolution)

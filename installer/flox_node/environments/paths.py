@@ -12,6 +12,11 @@ _CA_FILES = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",  # SUSE
 )
+_KUBELETS = (
+    "/var/lib/kubelet",
+    "/var/lib/k0s/kubelet",
+    "/var/snap/microk8s/common/var/lib/kubelet",
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,10 @@ class Paths:
     def policy(self) -> str:
         """The administrator's policy."""
         return self.on_disk("/etc/flox-node/policy.json")
+
+    def pod_volumes(self, uid: str) -> tuple[str, ...]:
+        """Where the kubelets of the distributions keep a pod's volumes."""
+        return tuple(self.on_disk(f"{kubelet}/pods/{uid}/volumes") for kubelet in _KUBELETS)
 
     @property
     def ca_files(self) -> tuple[str, ...]:

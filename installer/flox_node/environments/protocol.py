@@ -24,10 +24,11 @@ _BLANKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 
 @dataclass(frozen=True)
 class Request:
-    """What a sandbox asks for: environment and mode."""
+    """What a sandbox asks for: environment and mode, for the pod with this uid."""
 
     reference: Reference
     mode: str
+    pod_uid: str
 
     @classmethod
     def parse(cls, data: bytes) -> Request:
@@ -51,16 +52,18 @@ class Request:
             raise BadRequestError("a generation is a positive number.")
         if mode not in ("run", "dev"):
             raise BadRequestError(f"the mode {str(mode)[:40]!a} is unknown: it is run or dev.")
-        _check_pod(raw.get("pod"))
-        return cls(Reference.parse(environment if generation is None else f"{environment}:{generation}"), mode)
+        uid = _pod_uid(raw.get("pod"))
+        return cls(Reference.parse(environment if generation is None else f"{environment}:{generation}"), mode, uid)
 
 
-def _check_pod(pod: object) -> None:
+def _pod_uid(pod: object) -> str:
     names = ("namespace", "name", "uid", "sandbox_id")
     if not isinstance(pod, dict) or not all(isinstance(pod.get(name), str) for name in names):
         raise BadRequestError("the request names no pod.")
     if not _ID.fullmatch(pod["sandbox_id"]):
         raise BadRequestError("the request names no sandbox.")
+    # Pods that no kubelet made (crictl) have any uid, and no volumes; as a file name it must be harmless.
+    return pod["uid"] if _ID.fullmatch(pod["uid"]) else ""
 
 
 def success(resolution: Resolution) -> dict[str, Any]:

@@ -109,12 +109,20 @@ def _private_folder(paths: Paths, name: str) -> Iterator[str]:
     os.makedirs(paths.work, mode=0o700, exist_ok=True)
     for leftover in os.listdir(paths.work):
         if leftover.startswith(f"{name}-"):
-            shutil.rmtree(f"{paths.work}/{leftover}", ignore_errors=True)
+            _wipe(f"{paths.work}/{leftover}")
     folder = tempfile.mkdtemp(prefix=f"{name}-", dir=paths.work)
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _wipe(folder)
+
+
+def _wipe(folder: str) -> None:
+    from flox_node.host.children import end_strays
+
+    # Whoever still runs would go on writing; every program of a realisation has this variable (see flox_cli).
+    end_strays("TMPDIR", f"{folder}/tmp")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _program(name: str, paths: Paths) -> str:

@@ -16,7 +16,7 @@ from typing import IO
 from flox_node.errors import OutsideError
 
 _TICK_S = 0.1  # how late the end of a program is noticed whose descendants hold its pipes open
-_GRACE_S = 2.0  # for what a program does about SIGTERM (Nix removes its locks and its half-written paths)
+_GRACE_S = 1.0  # for what a program does about SIGTERM (Nix removes its locks and its half-written paths)
 _CHUNK = 1 << 16
 
 
@@ -35,7 +35,7 @@ def run_group(
 ) -> Ended:
     """Run a program with exactly this environment, stdin from /dev/null, and end its whole process group with it.
 
-    `timeout` is in seconds: then the group gets SIGTERM, two seconds later SIGKILL. Descendants that outlive the
+    `timeout` is in seconds: then the group gets SIGTERM, a second later SIGKILL. Descendants that outlive the
     program are killed too. The same happens when this function is left by an exception (a signal's handler, say).
 
     Raises:
@@ -70,6 +70,35 @@ def run_group(
             _signal(process.pid, signal.SIGKILL)
             _drain(pipes)
     return Ended(process.returncode, streams[0].content(), streams[1].content(), timed_out)
+
+
+def end_strays(variable: str, value: str) -> None:
+    """Kill every process that was started with this variable in its environment, whatever group or parent it has.
+
+    For what outlived a `run_group`: its own process was killed with SIGKILL, or a descendant made itself a session. The
+    value should be one that nothing else has. Waits until they are gone, at most a second.
+    """
+    wanted = f"{variable}={value}".encode()
+    until = time.monotonic() + 1.0
+    while strays := [pid for pid in _pids() if wanted in _environment(pid)]:
+        for pid in strays:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > until:
+            return
+        time.sleep(0.01)
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
 
 
 class _Tail:

@@ -191,6 +191,22 @@ def test_permission_that_was_taken_away_ends_the_use_of_the_cache(node: StoreNod
     failure(node.realise("demo/hello"), "access-denied")
 
 
+def test_a_private_environment_opens_for_the_pods_own_token_which_is_left_nowhere(
+    node: StoreNode, data: HubData
+) -> None:
+    data.restrict("demo", "flox_right")
+    volume = node.real("/var/lib/kubelet/pods/0/volumes/kubernetes.io~secret/flox")
+    volume.mkdir(parents=True)
+    (volume / "floxhub-token").write_text("flox_wrong\n")
+    assert "flox_wrong" not in failure(node.realise("demo/hello"), "access-denied")
+    (volume / "floxhub-token").write_text("flox_right\n")
+    resolution(node.realise("demo/hello"))
+    for folder in ("run", "tmp", "var", "etc", "nix/var", "root"):
+        for file in node.root.joinpath(folder).rglob("*"):
+            if file.is_file() and not file.is_symlink() and file.name != "floxhub-token":
+                assert b"flox_right" not in file.read_bytes(), file
+
+
 @pytest.mark.parametrize(
     ("fault", "text"),
     [("no-links", "built no environment"), ("fail", "the moon is in the way"), ("relock", "was changed on FloxHub")],
@@ -233,6 +249,14 @@ def test_those_who_wait_for_a_slow_realisation_get_its_result(node: StoreNode) -
     node.fault("slow:2")
     running = [node.start("demo/hello") for _ in range(3)]
     assert len({json.dumps(resolution(answer(process))) for process in running}) == 1
+
+
+def test_what_flox_leaves_in_the_background_ends_with_the_realisation(node: StoreNode) -> None:
+    node.fault("leak")
+    started = time.monotonic()
+    resolution(node.realise("demo/hello"))
+    assert time.monotonic() - started < 20
+    assert not processes_of(node)
 
 
 def test_sigterm_ends_everything_that_was_started(node: StoreNode) -> None:

@@ -4,8 +4,7 @@ It clones the floxmeta repository from the hub, realises the locked packages thr
 the environment as a derivation: store paths, links, roots and closures are those of a real store. Where the real one is
 strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
 
-Its programs are named by a JSON file, `share/flox-double.json` beside this script or its folder; without it they are
-looked for in PATH, and flox-activations among the environment's own packages:
+Its programs are named by a JSON file, `share/flox-double.json` beside this script's folder:
 
     {"busybox": STORE PATH, "activations": STORE PATH, "nix": FOLDER OF nix, "git": FOLDER OF git}
 
@@ -31,7 +30,6 @@ from typing import Any, NoReturn
 
 VERSION = "1.14.1"
 FAULT_FILE = Path("/run/flox-double.fault")
-ACTIVATIONS = "libexec/flox-activations"
 MACHINE = f"{os.uname().machine}-linux"
 
 ENVIRONMENT = r"""
@@ -306,7 +304,7 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
     elif kind == "fail":
         raise FailedError("Failed to construct environment: error: \x1b[31mthe moon is in the way\x1b[0m")
     elif kind == "leak":
-        subprocess.Popen(["/bin/sleep", "600"], start_new_session=True)
+        subprocess.Popen([f"{programs['busybox']}/bin/sleep", "600"], start_new_session=True)
     elif kind == "no-links":
         return
     lock = json.loads(lock_text)
@@ -318,19 +316,12 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
     for package in lock["packages"]:
         if package["system"] == MACHINE:
             packages += [{"path": path, "priority": package["priority"]} for path in nix.realise(package)]
-    activations = programs.get("activations")
-    if activations:
-        # The real one's closure holds it; a test payload may leave it to the binary cache.
-        nix.realise({"install_id": "flox-activations", "outputs": {"out": activations}})
-    else:
-        holders = [package["path"] for package in packages if os.path.exists(f"{package['path']}/{ACTIVATIONS}")]
-        if not holders:
-            raise FailedError(f"Failed to construct environment: error: no package holds {ACTIVATIONS}")
-        activations = holders[0]
+    # The real one's closure holds it; a test payload may leave it to the binary cache.
+    nix.realise({"install_id": "flox-activations", "outputs": {"out": programs["activations"]}})
     parameters = dot_flox / "cache/parameters.json"
     given = {
         "busybox": programs["busybox"],
-        "activations": activations,
+        "activations": programs["activations"],
         "packages": sorted(packages, key=lambda package: package["priority"]),
         "lock": lock_text,
         "scripts": {"interpreter": INTERPRETER, "manifest": MANIFEST, "environment": BUILD, "activate": ACTIVATE},
@@ -490,19 +481,11 @@ def locked(path: Path) -> Iterator[None]:
 
 def load_programs() -> dict[str, str]:
     """Where the store's programs are."""
-    here = Path(__file__).resolve().parent
-    named = os.environ.get("FLOX_DOUBLE_CONFIG")
-    candidates = [Path(named)] if named else [folder / "share/flox-double.json" for folder in (here, here.parent)]
-    for candidate in candidates:
-        if candidate.exists():
-            loaded: dict[str, str] = json.loads(candidate.read_text())
-            return loaded
-    found = {name: shutil.which(name) for name in ("nix", "git", "busybox")}
-    missing = [name for name, path in found.items() if path is None]
-    if missing:
-        raise FailedError(f"this double of Flox has neither a flox-double.json nor {', '.join(missing)} in PATH")
-    programs = {name: os.path.dirname(path) for name, path in found.items() if path is not None}
-    return {**programs, "busybox": os.path.dirname(programs["busybox"])}
+    file = Path(__file__).resolve().parents[1] / "share/flox-double.json"
+    if not file.exists():
+        raise FailedError(f"this double of Flox has no {file}")
+    loaded: dict[str, str] = json.loads(file.read_text())
+    return loaded
 
 
 def fault() -> str:

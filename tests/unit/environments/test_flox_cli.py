@@ -95,7 +95,9 @@ def test_a_request_is_accepted_when_its_schema_accepts_it(path: Path) -> None:
     if ".valid." in path.name:
         raw = json.loads(path.read_text())
         owner, name = raw["environment"].split("/")
-        assert Request.parse(path.read_bytes()) == Request(Reference(owner, name, raw["generation"]), raw["mode"])
+        assert Request.parse(path.read_bytes()) == Request(
+            Reference(owner, name, raw["generation"]), raw["mode"], raw["pod"]["uid"]
+        )
     else:
         with pytest.raises(BadRequestError):
             Request.parse(path.read_bytes())

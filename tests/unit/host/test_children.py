@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flox_node.errors import OutsideError
-from flox_node.host.children import Ended, run_group
+from flox_node.host.children import Ended, end_strays, run_group
 
 ENV = {"PATH": "/usr/bin:/bin"}
 
@@ -106,3 +106,16 @@ def test_an_exception_from_outside_ends_the_group_too(tmp_path: Path) -> None:
 def test_a_missing_program_is_an_error_with_its_name() -> None:
     with pytest.raises(OutsideError, match="/nonexistent"):
         run_group(["/nonexistent"], env=ENV, timeout=1)
+
+
+def test_strays_are_found_by_their_environment_and_nobody_else_is_touched(tmp_path: Path) -> None:
+    mine = {**ENV, "TMPDIR": f"{tmp_path}/tmp"}
+    run_group(["sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/mine"], env=mine, timeout=10)
+    others = {**ENV, "TMPDIR": f"{tmp_path}/tmp2"}
+    run_group(["sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/others"], env=others, timeout=10)
+    stray, other = (int((tmp_path / name).read_text()) for name in ("mine", "others"))
+    assert alive(stray)
+    end_strays("TMPDIR", f"{tmp_path}/tmp")
+    assert not alive(stray)
+    assert alive(other)
+    os.kill(other, signal.SIGKILL)

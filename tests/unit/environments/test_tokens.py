@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flox_node.environments import tokens
+from flox_node.environments.errors import BadRequestError
+from flox_node.environments.paths import Paths
+
+UID = "b9a1e0d4-0d3c-4a8e-9d0e-0c1f2a3b4c5d"
+
+
+def secret(root: Path, name: str, content: bytes, kind: str = "secret", kubelet: str = "var/lib/kubelet") -> Path:
+    """A volume as the kubelet lays it out."""
+    volume = root / kubelet / "pods" / UID / "volumes" / f"kubernetes.io~{kind}" / name
+    (volume / "..2026_01_01").mkdir(parents=True)
+    (volume / "..2026_01_01/floxhub-token").write_bytes(content)
+    (volume / "..data").symlink_to("..2026_01_01")
+    (volume / "floxhub-token").symlink_to("..data/floxhub-token")
+    return volume
+
+
+def find(root: Path, uid: str = UID) -> str | None:
+    return tokens.find(uid, Paths(str(root)))
+
+
+def test_a_pod_without_volumes_has_no_token(tmp_path: Path) -> None:
+    assert find(tmp_path) is None
+    assert find(tmp_path, "") is None
+
+
+@pytest.mark.parametrize("kind", ["secret", "projected"])
+@pytest.mark.parametrize("kubelet", ["var/lib/kubelet", "var/lib/k0s/kubelet"])
+def test_the_token_is_found_without_its_line_end(tmp_path: Path, kind: str, kubelet: str) -> None:
+    secret(tmp_path, "flox", b"flox_abc\n", kind, kubelet)
+    assert find(tmp_path) == "flox_abc"
+
+
+def test_another_pods_token_is_not_taken(tmp_path: Path) -> None:
+    secret(tmp_path, "flox", b"flox_abc")
+    assert find(tmp_path, "another-pod") is None
+
+
+def test_the_same_token_twice_is_one_and_two_are_an_error(tmp_path: Path) -> None:
+    secret(tmp_path, "a", b"flox_abc\n")
+    secret(tmp_path, "b", b"flox_abc", "projected")
+    assert find(tmp_path) == "flox_abc"
+    secret(tmp_path, "c", b"flox_xyz")
+    with pytest.raises(BadRequestError, match="2 different") as refused:
+        find(tmp_path)
+    assert "flox_xyz" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"two\nlines", b"\xff", b"a\0b"])
+def test_what_is_no_token_is_an_error_that_does_not_show_it(tmp_path: Path, content: bytes) -> None:
+    secret(tmp_path, "flox", content)
+    with pytest.raises(BadRequestError, match="is no token") as refused:
+        find(tmp_path)
+    assert "words" not in str(refused.value)
+
+
+def test_a_link_out_of_the_volume_is_not_followed(tmp_path: Path) -> None:
+    volume = secret(tmp_path, "flox", b"x")
+    (tmp_path / "elsewhere").write_text("flox_stolen")
+    (volume / "floxhub-token").unlink()
+    (volume / "floxhub-token").symlink_to(tmp_path / "elsewhere")
+    assert find(tmp_path) is None
