@@ -6,9 +6,11 @@ in one pass and with little memory.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 CHUNK = 1 << 18  # bytes; large enough to be cheap, small enough to stay in the processor's cache
+_FLUSH_INTERVAL_S = 0.2
 STORE_MTIME = 1  # seconds; what Nix gives every file of a store
 
 Kind = Literal["directory", "file", "symlink"]
@@ -204,6 +207,28 @@ def sync_file_system(path: Path) -> None:
             raise OSError(number, os.strerror(number), os.fspath(path))
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def written_early(path: Path) -> Iterator[None]:
+    """While a lot is written to the file system of `path`, have the disk write it already.
+
+    Otherwise all of it waits in memory for `sync_file_system` at the end, and the disk waits for us until then.
+    """
+    finished = threading.Event()
+
+    def flush() -> None:
+        while not finished.wait(_FLUSH_INTERVAL_S):
+            with contextlib.suppress(OSError):  # whoever makes it durable in the end hears of it
+                sync_file_system(path)
+
+    thread = threading.Thread(target=flush, name="written-early", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
 
 
 def mount_id(path: Path) -> str:

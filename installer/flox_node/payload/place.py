@@ -26,7 +26,7 @@ from flox_node.errors import BusyError, OutsideError, RefusedError
 from flox_node.host import Host
 from flox_node.host.files import sync_folder
 from flox_node.host.nixdb import valid_paths
-from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk
+from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk, written_early
 from flox_node.payload import manifest as manifests
 from flox_node.payload.manifest import Manifest, StorePath
 from flox_node.payload.nar import nar_of
@@ -283,9 +283,11 @@ def _copy(payload: Payload, missing: tuple[StorePath, ...], staging: Path, fresh
             return nullcontext()  # the manifest says the same
         return TreeWriter(fresh / item.path)
 
-    receive(payload, receiver, {path.path for path in missing})
+    with written_early(staging):
+        receive(payload, receiver, {path.path for path in missing})
     sync_file_system(staging)
-    sync_file_system(fresh)
+    if os.stat(fresh).st_dev != os.stat(staging).st_dev:
+        sync_file_system(fresh)
 
 
 def _rename_into_store(host: Host, missing: tuple[StorePath, ...], staging: Path) -> None:

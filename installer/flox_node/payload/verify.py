@@ -48,7 +48,7 @@ def receive(payload: Payload, receiver: Receiver, wanted: AbstractSet[str] | Non
 
 def _receive_store_path(path: StorePath, entries: Iterable[Entry], sinks: tuple[Sink, ...]) -> None:
     hasher = NarHasher()
-    feed(_in_store_form(path, entries), hasher, _Limit(path, hasher), *sinks)
+    feed(_in_store_form(path, entries), hasher, *sinks)
     if (hasher.nar_size, hasher.nar_hash) != (path.nar_size, path.nar_hash):
         raise _damaged(path.path, f"its content has NAR hash {hasher.nar_hash}, the manifest says {path.nar_hash}")
 
@@ -63,8 +63,13 @@ def _receive_file(file: PayloadFile, entries: Iterable[Entry], sinks: tuple[Sink
 
 
 def _in_store_form(path: StorePath, entries: Iterable[Entry]) -> Iterator[Entry]:
-    # The hash does not see all of a mode, and a link that climbs out of the store is never legitimate.
+    # The hash does not see all of a mode, a link that climbs out of the store is never legitimate, and what is larger
+    # than the manifest says must not fill the disk before its hash is known.
+    size = 0
     for entry in entries:
+        size += entry.size
+        if size > path.nar_size:
+            raise _damaged(path.path, "it is larger than the manifest says")
         if entry.mode not in _STORE_MODES[entry.kind]:
             raise _damaged(path.path, f"{'/'.join(entry.path) or 'its root'} has mode {entry.mode:04o}")
         if entry.kind == "symlink" and _climbs_out(entry):
@@ -84,25 +89,6 @@ def _climbs_out(entry: Entry) -> bool:
         if depth < 0:
             return True
     return False
-
-
-class _Limit:
-    """Stops reading a store path that is larger than the manifest says, before it fills the disk."""
-
-    def __init__(self, path: StorePath, hasher: NarHasher) -> None:
-        self._path = path
-        self._hasher = hasher
-
-    def start(self, entry: Entry) -> None:
-        if self._hasher.nar_size + entry.size > self._path.nar_size:
-            raise _damaged(self._path.path, "it is larger than the manifest says")
-
-    def data(self, chunk: Data) -> None:
-        if self._hasher.nar_size > self._path.nar_size:
-            raise _damaged(self._path.path, "it is larger than the manifest says")
-
-    def finish(self) -> None:
-        pass
 
 
 @dataclass
