@@ -1,0 +1,175 @@
+"""The payload of the tests on a node with nothing else: real Nix, real programs, kills at any time."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flox_node.host import Host
+from flox_node.host.trees import remove_tree, walk
+from flox_node.payload import Payload, open_payload, place, survey, unplace, verify
+from flox_node.payload import manifest as manifests
+from flox_node.payload.nar import nar_of
+from flox_node.payload.place import STAGING
+from tests.bed import payload as bed_payload
+from tests.bed import store
+from tests.conftest import FULL
+
+_PLACE = """
+import sys
+from pathlib import Path
+from flox_node.payload import open_payload, place
+from tests.bed import store
+place(store.host(Path(sys.argv[2])), open_payload(Path(sys.argv[1])))
+"""
+_PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def payload(bed: Path) -> Payload:
+    return open_payload(bed_payload.folder())
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    (tmp_path / "node").mkdir()
+    return store.host(tmp_path / "node")
+
+
+def test_the_payload_is_whole_in_both_forms(payload: Payload) -> None:
+    assert verify(payload) == verify(open_payload(bed_payload.archive()))
+
+
+def test_nix_finds_nothing_wrong_and_nothing_to_collect_after_placing(host: Host, payload: Payload) -> None:
+    place(host, payload)
+    _nix(host, payload, "--verify", "--check-contents")
+    assert _nix(host, payload, "--gc", "--print-dead") == ""
+    _nix(host, payload, "--gc")
+    assert survey(host, payload.manifest).complete
+
+
+def test_what_is_unplaced_is_garbage_to_nix(host: Host, payload: Payload) -> None:
+    place(host, payload)
+    unplace(host, payload.manifest.id)
+    dead = _nix(host, payload, "--gc", "--print-dead").split()
+    assert set(dead) == {path.path for path in payload.manifest.store_paths}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("flox", ["--version"], "1.14.1"),
+        ("flox-node", ["--version"], "0.1.0"),
+        ("git", ["--version"], "git version"),
+        ("nix", ["--version"], "nix (Nix)"),
+    ],
+)
+def test_its_programs_run_where_there_is_no_library_of_the_node(
+    host: Host, payload: Payload, name: str, arguments: list[str], said: str
+) -> None:
+    place(host, payload)
+    done = host.processes.run(
+        [f"/opt/flox-node/payloads/{payload.manifest.id}/bin/{name}", *arguments], env=_ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert said in done.stdout.decode()
+
+
+def test_running_its_programs_leaves_the_store_as_it_is(host: Host, payload: Payload) -> None:
+    """Root may write into a store; a Python that caches what it compiles would."""
+    place(host, payload)
+    for name, arguments in (("flox-node", ["payload", "--help"]), ("flox", ["--version"]), ("flox-node-realise", [])):
+        host.processes.run([payload.manifest.entry_points[name], *arguments])
+    for path in payload.manifest.store_paths:
+        assert nar_of(walk(host.files.real(path.path, follow=False))).nar_hash == path.nar_hash
+
+
+def test_git_of_the_payload_speaks_https(host: Host, payload: Payload) -> None:
+    place(host, payload)
+    git = payload.manifest.entry_points["git"]
+    done = host.processes.run([git, "ls-remote", "https://localhost:1/owner/floxmeta"])
+    assert b"Failed to connect" in done.stderr  # and not: "git: 'remote-https' is not a git command"
+
+
+def test_a_store_that_was_there_before_keeps_its_paths_and_their_registration(host: Host, payload: Payload) -> None:
+    """A node with a Nix of its own, of which it has one path from another build than ours: other bytes, other hash."""
+    place(host, payload)
+    glibc = next(path for path in payload.manifest.store_paths if "-glibc-" in path.path)
+    other = manifests.StorePath(glibc.path, "sha256:" + "0" * 64, 1, ())
+    host.processes.run(
+        [payload.manifest.entry_points["nix-store"], "--load-db"],
+        input=manifests.registration([other]),
+        env=_ENVIRONMENT,
+    )
+    shutil.rmtree(host.files.root / "opt")
+    place(host, payload)
+    assert _nix(host, payload, "--query", "--hash", glibc.path) == "sha256:" + "0" * 52
+
+
+def test_kill_at_any_time_then_the_next_run_finishes(payload: Payload, tmp_path: Path) -> None:
+    """SIGKILL of the whole process group, Nix included, somewhere within the time that placing takes."""
+    root = tmp_path / "node"
+    host = store.host(root)
+    chance = random.Random(2)
+    root.mkdir()
+    started = time.monotonic()
+    _start(root).wait()
+    whole = time.monotonic() - started
+    killed = 0
+    for _ in range(60 if FULL else 12):
+        remove_tree(root)
+        root.mkdir()
+        for _ in range(2):  # a kill, and one while the next run cleans up after it
+            child = _start(root)
+            try:
+                child.wait(chance.uniform(0.2, 1.0) * whole)
+            except subprocess.TimeoutExpired:
+                os.killpg(child.pid, signal.SIGKILL)
+                killed += 1
+            child.wait()
+        place(host, payload)
+        assert survey(host, payload.manifest).complete
+        assert host.files.listdir(STAGING) == []
+        _nix(host, payload, "--verify", "--check-contents")
+    assert killed > 5
+
+
+def test_a_node_fetches_from_the_signed_binary_cache_only_with_its_key(host: Host, payload: Payload) -> None:
+    place(host, payload)
+    binary_cache = store.binary_cache()
+    shutil.copytree(binary_cache.cache_dir, host.files.root / "cache")
+    fetch = [payload.manifest.entry_points["nix"], "build", "--no-link", binary_cache.hello_store_path]
+    settings = "build-users-group =\nexperimental-features = nix-command\nsubstituters = file:///cache\n"
+    refused = host.processes.run(fetch, env=_ENVIRONMENT | {"NIX_CONFIG": settings + "trusted-public-keys =\n"})
+    assert refused.returncode != 0
+    keys = f"trusted-public-keys = {binary_cache.public_key}\n"
+    done = host.processes.run(fetch, env=_ENVIRONMENT | {"NIX_CONFIG": settings + keys})
+    assert done.returncode == 0, done.stderr.decode()
+    assert host.processes.run([f"{binary_cache.hello_store_path}/bin/hello"]).stdout == b"Hello, world!\n"
+    _nix(host, payload, "--verify", "--check-contents")
+
+
+_ENVIRONMENT = {
+    "HOME": "/nonexistent",
+    "NIX_CONF_DIR": "/nonexistent",
+    "NIX_CONFIG": "build-users-group =\n",
+    "NIX_REMOTE": "local",
+}
+
+
+def _nix(host: Host, payload: Payload, *arguments: str) -> str:
+    done = host.processes.run([payload.manifest.entry_points["nix-store"], *arguments], env=_ENVIRONMENT)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+def _start(root: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _PLACE, str(bed_payload.folder()), str(root)]
+    environment = {**os.environ, "PYTHONPATH": f"{_PROJECT / 'installer'}:{_PROJECT}"}
+    return subprocess.Popen(command, cwd=_PROJECT, env=environment, start_new_session=True)
