@@ -10,18 +10,21 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
-from flox_node.containerd import daemon
+from flox_node.containerd import daemon, placement
 from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.editor import Handler, remove
-from flox_node.containerd.editor import register as register_in
+from flox_node.containerd.editor import Handler
+from flox_node.containerd.effective import Effective, load
+from flox_node.containerd.placement import Edit
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import FloxNodeError, OutsideError, RefusedError, RolledBackError
 from flox_node.host import Host
+from flox_node.host.files import ConcurrentWriteError
 
 RESTART_DEADLINE_S = 60.0
 _PROOF_TIMEOUT_S = 30.0
@@ -30,59 +33,59 @@ _PROOF_TIMEOUT_S = 30.0
 @register
 @dataclass(frozen=True)
 class RegisterHandler:
-    """Put the handler's table into `file` and have the containerd behind `socket` serve it."""
+    """Put the handler's table where it belongs and have the containerd behind `socket` serve it.
+
+    `config` is containerd's root file; which files get the table is decided by `flox_node.containerd.placement`.
+    """
 
     kind: ClassVar[str] = "register-handler"
 
-    file: str
+    config: str
     socket: str
     handler: str
     binary_name: str
+    adopt: bool = False
 
     @property
     def key(self) -> str:
         """See Action."""
-        return f"{self.kind}:{self.file}"
+        return f"{self.kind}:{self.config}"
 
     @property
     def _candidate_file(self) -> str:
         # In the same folder, so that relative imports lead where they will; not *.toml, so that no glob takes it in.
-        return f"{self.file}.flox-node.candidate"
+        return f"{self.config}.flox-node.candidate"
 
     def describe(self) -> str:
         """See Action."""
-        return f"register the handler {self.handler} in {self.file} and restart containerd"
+        return f"register the handler {self.handler} with the containerd of {self.config} and restart it"
 
     def inspect(self, host: Host) -> Missing | None:
-        """See Action: the file holds the table, and the running daemon serves it."""
+        """See Action: the files hold the table, and the running daemon serves it."""
         status = daemon.cri(host, self.socket).status()
-        if self._candidate(host, status) != host.files.read_optional(self.file):
-            return Missing(f"{self.file} does not register the handler {self.handler}")
+        edits = self._edits(host, status)
+        if edits:
+            return Missing(f"{edits[0].path} does not register the handler {self.handler}")
         if not self._is_live(status):
             return Missing(f"the running containerd does not serve the handler {self.handler}")
         return None
 
     def preview(self, host: Host) -> str:
         """See Action."""
-        old = host.files.read_optional(self.file) or b""
-        new = self._candidate(host, daemon.cri(host, self.socket).status())
-        lines = difflib.unified_diff(
-            old.decode(errors="replace").splitlines(keepends=True),
-            new.decode(errors="replace").splitlines(keepends=True),
-            fromfile=self.file,
-            tofile=self.file,
-        )
-        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        return "".join(_diff(edit) for edit in self._edits(host, daemon.cri(host, self.socket).status()))
 
     def capture(self, host: Host) -> Before | None:
-        """The exact old bytes, and ours to come. None when the table is there already: then nothing older is left."""
-        old = host.files.read_optional(self.file)
-        new = self._candidate(host, daemon.cri(host, self.socket).status())
-        if old == new:
+        """The exact old bytes of each file, and what ours will be; None when all is there already.
+
+        Removal does not depend on them (our table carries marks): they make it exact where nobody else wrote since.
+        """
+        edits = self._edits(host, daemon.cri(host, self.socket).status())
+        if not edits:
             return None
+        folders = {posixpath.dirname(edit.path) for edit in edits}
         return {
-            "bytes": None if old is None else base64.b64encode(old).decode(),
-            "written_sha256": hashlib.sha256(new).hexdigest(),
+            "files": {edit.path: _remembered(edit) for edit in edits},
+            "folders": sorted(folder for folder in folders if not host.files.is_dir(folder)),
         }
 
     def execute(self, host: Host, progress: Progress) -> None:
@@ -90,22 +93,24 @@ class RegisterHandler:
 
         Raises:
             RefusedError: the configuration must not be edited, or the node's own containerd refuses the candidate.
+            ConcurrentWriteError: something else writes these files, twice.
             RolledBackError: containerd did not come back with the handler; the old bytes are live again.
         """
         found = daemon.find(host, self.socket)
         before = daemon.cri(host, self.socket).status()
-        old = host.files.read_optional(self.file)
-        new = self._candidate(host, before)
-        if new != old:
-            self._prove(host, found, new)
-            host.files.write_atomic(self.file, new, expected=old)
+        written: dict[str, bytes | None] = {}
+        try:
+            self._write(host, found, before, written)
+        except ConcurrentWriteError:
+            self._write(host, found, before, written)
+        if written:
             progress("written")
         try:
             after = _restart(host, found)
             progress("restarted")
             self._verify(before, after)
         except FloxNodeError as error:
-            self._roll_back(host, found, old, error)
+            self._roll_back(host, found, written, error)
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> None:
         """The old bytes where nobody else wrote since, else our table removed; then a restart, and the CRI is asked.
@@ -113,27 +118,33 @@ class RegisterHandler:
         Raises:
             OutsideError: containerd does not come back.
         """
-        host.files.discard_leftover(self.file)
-        host.files.remove(self._candidate_file)
         found = daemon.find(host, self.socket)
-        client = daemon.cri(host, self.socket)
-        status = client.wait(RESTART_DEADLINE_S)
-        current = host.files.read_optional(self.file)
-        if current is not None:
-            self._write_back(host, current, self._without(status, current, before))
-        if self.handler not in status.handlers:
+        status = daemon.cri(host, self.socket).wait(RESTART_DEADLINE_S)
+        host.files.remove(self._candidate_file)
+        remembered: Mapping[str, Any] = before.get("files", {})
+        for path in {self.config, *remembered}:
+            host.files.discard_leftover(path)
+        effective = load(self.config, host.files, ContainerdVersion.parse(status.version))
+        for edit in placement.withdraw(effective, host.files, self._handler()):
+            _put(host, edit.path, _exact(edit, remembered), expected=edit.before)
+        for folder in before.get("folders", ()):
+            if not host.files.listdir(folder):
+                host.files.remove(folder)
+        if not self._is_live(status):
             return
         after = _restart(host, found)
-        if self.handler in after.handlers:
+        if self._is_live(after):
             raise OutsideError(
-                f"containerd still serves the handler {self.handler} after its removal from {self.file}.",
-                remedy=f"Look for another file that registers it: `grep -rn {self.handler} /etc/containerd`.",
+                f"containerd still serves the handler {self.handler} after its removal from {self.config}.",
+                remedy="`flox-node containerd explain` shows which file registers it.",
             )
         _require_former(status, after, but=self.handler)
 
-    def _candidate(self, host: Host, status: CriStatus) -> bytes:
-        source = host.files.read_optional(self.file) or b""
-        return register_in(source, self._handler(), ContainerdVersion.parse(status.version)).result
+    def _edits(self, host: Host, status: CriStatus) -> tuple[Edit, ...]:
+        """The files that still have to be written."""
+        effective: Effective = load(self.config, host.files, ContainerdVersion.parse(status.version))
+        edits = placement.place(effective, host.files, self._handler(), adopt=self.adopt)
+        return tuple(edit for edit in edits if edit.patch.changed)
 
     def _handler(self) -> Handler:
         return Handler(name=self.handler, binary_name=self.binary_name)
@@ -141,6 +152,16 @@ class RegisterHandler:
     def _is_live(self, status: CriStatus) -> bool:
         live = status.handlers.get(self.handler)
         return live is not None and live.binary_name == self.binary_name
+
+    def _write(self, host: Host, found: daemon.Daemon, status: CriStatus, written: dict[str, bytes | None]) -> None:
+        edits = self._edits(host, status)
+        for edit in edits:
+            if edit.path == self.config and edit.after is not None:
+                self._prove(host, found, edit.after)
+        for edit in edits:
+            host.files.mkdir(posixpath.dirname(edit.path))
+            _put(host, edit.path, edit.after, expected=edit.before)
+            written.setdefault(edit.path, edit.before)
 
     def _prove(self, host: Host, found: daemon.Daemon, candidate: bytes) -> None:
         """Have the node's own containerd read the candidate before it is live."""
@@ -153,7 +174,7 @@ class RegisterHandler:
             host.files.remove(self._candidate_file)
         if dump.returncode != 0:
             raise RefusedError(
-                f"The node's containerd refuses {self.file} with the handler in it: {_last_line(dump.stderr)}",
+                f"The node's containerd refuses {self.config} with the handler in it: {_last_line(dump.stderr)}",
                 remedy="Nothing was written. Run `flox-node containerd explain` to see what is wrong with the file.",
             )
 
@@ -162,32 +183,49 @@ class RegisterHandler:
             raise OutsideError(f"containerd restarted, but does not serve the handler {self.handler}.")
         if after.handlers[self.handler].features_known is False and _default_features_known(after):
             raise OutsideError(f"containerd could not ask {self.binary_name} for its features: the shim does not run.")
-        _require_former(before, after)
+        _require_former(before, after, but=self.handler)
 
-    def _roll_back(self, host: Host, found: daemon.Daemon, old: bytes | None, error: FloxNodeError) -> None:
-        if old is None:
-            host.files.remove(self.file)
-        else:
-            host.files.write_atomic(self.file, old)
+    def _roll_back(
+        self, host: Host, found: daemon.Daemon, written: Mapping[str, bytes | None], error: FloxNodeError
+    ) -> None:
+        for path, old in written.items():
+            _put(host, path, old)
         try:
             _restart(host, found)
         except FloxNodeError as second:
             raise OutsideError(
-                f"{error.cause} Its old configuration is back in {self.file}, but: {second.cause}",
+                f"{error.cause} Its old configuration is back in {self.config}, but: {second.cause}",
                 remedy=f"See `journalctl -u {found.unit}` on the node.",
             ) from error
         raise RolledBackError(f"{error.cause} The old configuration is live again.") from error
 
-    def _without(self, status: CriStatus, current: bytes, before: Before) -> bytes | None:
-        if before and hashlib.sha256(current).hexdigest() == before["written_sha256"]:
-            return None if before["bytes"] is None else base64.b64decode(before["bytes"])
-        return remove(current, self._handler(), ContainerdVersion.parse(status.version)).result
 
-    def _write_back(self, host: Host, current: bytes, wanted: bytes | None) -> None:
-        if wanted is None:
-            host.files.remove(self.file)
-        elif wanted != current:
-            host.files.write_atomic(self.file, wanted, expected=current)
+def _put(host: Host, path: str, data: bytes | None, *, expected: bytes | None = None) -> None:
+    if data is None:
+        host.files.remove(path)
+    else:
+        host.files.write_atomic(path, data, expected=expected)
+
+
+def _remembered(edit: Edit) -> dict[str, Any]:
+    return {
+        "bytes": None if edit.before is None else base64.b64encode(edit.before).decode(),
+        "written_sha256": hashlib.sha256(edit.after or b"").hexdigest(),
+    }
+
+
+def _exact(edit: Edit, remembered: Mapping[str, Any]) -> bytes | None:
+    """The bytes from before us, exact to the last one if the file still is as we wrote it."""
+    known = remembered.get(edit.path)
+    if known is None or hashlib.sha256(edit.before or b"").hexdigest() != known["written_sha256"]:
+        return edit.after
+    return None if known["bytes"] is None else base64.b64decode(known["bytes"])
+
+
+def _diff(edit: Edit) -> str:
+    old, new = ((data or b"").decode(errors="replace").splitlines(keepends=True) for data in (edit.before, edit.after))
+    lines = difflib.unified_diff(old, new, fromfile=edit.path, tofile=edit.path)
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def _restart(host: Host, found: daemon.Daemon) -> CriStatus:

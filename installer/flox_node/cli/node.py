@@ -19,6 +19,10 @@ Socket = Annotated[str, typer.Option("--socket", help="The kubelet's CRI socket,
 PayloadPath = Annotated[
     Path, typer.Option("--payload", help="The payload: a folder, or one .tar.zst or .tar.gz.", show_default=False)
 ]
+Adopt = Annotated[
+    bool,
+    typer.Option("--adopt", help="Replace a handler `flox` that somebody else registered; uninstall brings it back."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 _DEFAULT_ROOT = Path("/")
 _DEFAULT_SOCKET = "/run/containerd/containerd.sock"
@@ -36,6 +40,7 @@ def plan(
     payload: PayloadPath,
     host_root: HostRoot = _DEFAULT_ROOT,
     socket: Socket = _DEFAULT_SOCKET,
+    adopt: Adopt = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
@@ -43,7 +48,7 @@ def plan(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    steps = runs.preview(Host.at(host_root), open_payload(payload), runs.Settings(socket))
+    steps = runs.preview(Host.at(host_root), open_payload(payload), runs.Settings(socket, adopt))
     if as_json:
         _print_json(steps=_steps(steps))
         return
@@ -60,6 +65,7 @@ def install(
     payload: PayloadPath,
     host_root: HostRoot = _DEFAULT_ROOT,
     socket: Socket = _DEFAULT_SOCKET,
+    adopt: Adopt = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
@@ -71,7 +77,7 @@ def install(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    steps = runs.install(Host.at(host_root), open_payload(payload), runs.Settings(socket), _reporter(as_json))
+    steps = runs.install(Host.at(host_root), open_payload(payload), runs.Settings(socket, adopt), _reporter(as_json))
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:
         _print_json(changed=changed, steps=_steps(steps))

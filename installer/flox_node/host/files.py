@@ -10,16 +10,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from flox_node.errors import FloxNodeError
+from flox_node.errors import BusyError
 
 _MAX_LINKS = 40  # the kernel's own limit (MAXSYMLINKS)
 
 
-class ConcurrentWriteError(FloxNodeError):
+class ConcurrentWriteError(BusyError):
     """Somebody else changed a file between our reading and our writing it."""
 
-    exit_code = 5
-    code = "busy"
     default_remedy = "Something else writes this file; stop it, or run the command again."
 
 

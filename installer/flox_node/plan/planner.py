@@ -19,9 +19,13 @@ _LINKED = ("flox", "flox-node", "flox-node-realise")
 
 @dataclass(frozen=True)
 class Settings:
-    """What an administrator may choose. `socket` is the kubelet's CRI socket."""
+    """What an administrator may choose.
+
+    `socket` is the kubelet's CRI socket; `adopt` replaces a handler `flox` of somebody else's until the uninstall.
+    """
 
     socket: str = daemon.DEFAULT_SOCKET
+    adopt: bool = False
 
 
 def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
@@ -43,7 +47,7 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         PlacePayload.of(payload),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
-        RegisterHandler(found.config_path, settings.socket, HANDLER, SHIM),
+        RegisterHandler(found.config_path, settings.socket, HANDLER, SHIM, settings.adopt),
     )
 
 

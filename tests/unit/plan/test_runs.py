@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, RolledBackError
+from flox_node.host import HostFiles
 from flox_node.host.lock import exclusive
 from flox_node.payload import Payload, open_payload
 from flox_node.payload.build import Recipe, build
@@ -272,6 +273,51 @@ def test_a_repair_captures_what_the_other_tool_wrote(node: FakeNode, payload: Pa
     assert not status(node.host, SETTINGS).drift
     uninstall(node.host, SETTINGS, _ignore)
     assert node.config.read_text() == theirs
+
+
+def test_a_foreign_handler_is_refused_and_an_adopted_one_comes_back_with_the_uninstall(
+    tmp_path: Path, payload: Payload
+) -> None:
+    foreign = f"""{KUBEADM}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.flox]
+  runtime_type = "io.containerd.runc.v2"
+  runtime_path = "/usr/local/bin/containerd-shim-flox-v2"
+"""
+    node = FakeNode(tmp_path / "node", config=foreign)
+    with node.containerd.serving():
+        with pytest.raises(RefusedError, match="not ours"):
+            install(node.host, payload, SETTINGS, _ignore)
+        assert node.config.read_text() == foreign
+        install(node.host, payload, Settings(adopt=True), _ignore)
+        assert node.containerd.handlers["flox"]["options"]["BinaryName"] == "/opt/flox-node/bin/flox-runtime"
+        install(node.host, payload, SETTINGS, _ignore)
+        uninstall(node.host, SETTINGS, _ignore, purge=True)
+        assert node.config.read_text() == foreign
+
+
+def test_one_concurrent_write_is_taken_in_and_a_second_is_an_error(
+    node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = 0
+    write_atomic = HostFiles.write_atomic
+
+    def with_a_rival(self: HostFiles, path: str, data: bytes, mode: int = 0o644, **options: bytes | None) -> None:
+        nonlocal writes
+        if path == "/etc/containerd/config.toml" and writes < rival_writes:
+            writes += 1
+            node.config.write_text(node.config.read_text() + f"# rival {writes}\n")
+        write_atomic(self, path, data, mode, **options)
+
+    monkeypatch.setattr(HostFiles, "write_atomic", with_a_rival)
+    rival_writes = 2
+    with pytest.raises(BusyError):
+        install(node.host, payload, SETTINGS, _ignore)
+    assert node.config.read_text() == f"{KUBEADM}# rival 1\n# rival 2\n"
+    assert node.containerd.restarts == 0
+    rival_writes = 3
+    install(node.host, payload, SETTINGS, _ignore)
+    assert "# rival 3" in node.config.read_text()
+    assert "flox" in node.containerd.handlers
 
 
 def test_a_receipt_and_no_journal_are_left_by_an_install(node: FakeNode, payload: Payload) -> None:
