@@ -111,7 +111,7 @@ likely_plugins = st.one_of(
     plugins,
 )
 file_content = st.fixed_dictionaries(
-    # Both old names in one file: Go's random map order decides which of them 2.x keeps, so there is no truth to agree with.
+    # Both old names in one file: Go's random map order decides which of them 2.x keeps, there is nothing to agree with.
     {"plugins": likely_plugins.filter(lambda tables: not {schema.CRI, schema.CRI_GRPC} <= tables.keys())},
     optional={
         "version": st.sampled_from([1, 2, 2, 2, 3, 3, 4, 5]),
@@ -165,7 +165,9 @@ def write(folder: Path, files: dict[str, dict[str, Any]]) -> Path:
 
 def toml(content: dict[str, Any]) -> str:
     head = "".join(f"{key} = {block.value(value)}\n" for key, value in content.items() if not isinstance(value, dict))
-    tables = {(name, key): table for name in ("plugins",) for key, table in content.get(name, {}).items()}
+    tables: dict[tuple[str, ...], dict[str, Any]] = {
+        (name, key): table for name in ("plugins",) for key, table in content.get(name, {}).items()
+    }
     return head + block.tables_text(tables, "\n")
 
 

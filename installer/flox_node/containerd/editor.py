@@ -253,7 +253,11 @@ def _is_ours(document: Document, handler: Handler, target: Path) -> bool:
         return False
     if marked and all(marked.start <= s.start < marked.end for s in inside):
         return True
-    binary = schema.table(document.data, *target, "options").get("BinaryName")
+    return is_our_binary(schema.table(document.data, *target, "options").get("BinaryName"), handler)
+
+
+def is_our_binary(binary: object, handler: Handler) -> bool:
+    """Whether this BinaryName is our shim, of this or of another installation."""
     return isinstance(binary, str) and (binary == handler.binary_name or posixpath.basename(binary) == _OUR_BINARY)
 
 

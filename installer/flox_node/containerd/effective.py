@@ -275,7 +275,7 @@ def _findings(
         if {schema.CRI, schema.CRI_GRPC} <= schema.table(file.document.data, "plugins").keys() and (
             containerd.major >= 2 and file.document.version < 2
         ):
-            text = f"The file has plugins.{schema.CRI} and {schema.CRI_GRPC}: which one counts changes from start to start."
+            text = f"plugins.{schema.CRI} and {schema.CRI_GRPC} in one file: which one counts changes with every start."
             found.append(Finding("warning", "random", text, file.path))
         relative = [entry for entry in file.document.data.get("imports", ()) if "*" in entry and entry[0] != "/"]
         if relative and not containerd.resolves_patterns_beside_file:

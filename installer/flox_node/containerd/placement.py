@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from flox_node.containerd import block, schema
 from flox_node.containerd.document import parse
-from flox_node.containerd.editor import Handler, Patch, inherited_table, register, table_for
+from flox_node.containerd.editor import Handler, Patch, inherited_table, is_our_binary, register, remove, table_for
 from flox_node.containerd.effective import Effective, LoadedFile, MapReader, Reader, covers, load
 from flox_node.containerd.runtimes import CriSettings
 from flox_node.errors import RefusedError
@@ -25,11 +25,12 @@ _HEAD = "# flox-node: this file is written and removed by flox-node; its handler
 
 @dataclass(frozen=True)
 class Edit:
-    """One file to write. `before` is None where the file does not exist yet."""
+    """One file to write: `before` is None where it does not exist yet, `after` None where it has to be removed."""
 
     path: str
     kind: Literal["in-place", "drop-in"]
     before: bytes | None
+    after: bytes | None
     patch: Patch
 
 
@@ -60,12 +61,43 @@ def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool
             worst.text, remedy="Repair the configuration first; `flox-node containerd explain` shows it."
         )
     path = drop_in_path(effective)
-    if path is not None:
-        edits: tuple[Edit, ...] = (_drop_in(effective, reader, path, handler),)
-    else:
+    if path is None:
         edits = _in_place(effective, handler, adopt=adopt)
-    _prove(effective, reader, handler, edits, adopt=adopt)
+        _prove(effective, reader, handler, edits, adopt=adopt)
+        return edits
+    plugin = schema.plugin_id(effective.root.document.data, effective.containerd)
+    edits = (_drop_in(effective, reader, path, handler, plugin),)
+    try:
+        _prove(effective, reader, handler, edits, adopt=adopt)
+    except RefusedError:
+        # The same as in `register`: a first runtime under the old id may switch image settings on.
+        if plugin == schema.CRI_RUNTIME:
+            raise
+        edits = (_drop_in(effective, reader, path, handler, schema.CRI_RUNTIME),)
+        _prove(effective, reader, handler, edits, adopt=adopt)
     return edits
+
+
+def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Edit, ...]:
+    """The edits that take the handler out again, wherever it stands now; () where it is nowhere.
+
+    Works for a configuration that containerd would refuse, too, as far as its files can be read.
+    """
+    edits = []
+    own = drop_in_path(effective)
+    paths = dict.fromkeys([*(file.path for file in effective.files), *([own] if own else [])])
+    for path in paths:
+        source = reader.read_optional(path)
+        if source is None:
+            continue
+        if path == own:
+            gone = Patch(b"", True, "", {}, added_runc=False, inner_runtime=None)
+            edits.append(Edit(path, "drop-in", source, None, gone))
+            continue
+        patch = remove(source, handler, effective.containerd)
+        if patch.changed:
+            edits.append(Edit(path, "in-place", source, patch.result, patch))
+    return tuple(edits)
 
 
 def _in_place(effective: Effective, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
@@ -77,7 +109,8 @@ def _in_place(effective: Effective, handler: Handler, *, adopt: bool) -> tuple[E
         counts = next(
             (file for file in reversed(effective.files) if plugin in schema.table(file.document.data, "plugins")), root
         )
-    edits = [_edit(effective, counts, handler, adopt=adopt, context=effective.cri)]
+    alone = len(effective.files) == 1
+    edits = [_edit(effective, counts, handler, adopt=adopt, context=None if alone else effective.cri)]
     if counts != root:
         # A root that has no CRI of its own would not work without the later file anyway.
         with contextlib.suppress(RefusedError):
@@ -89,14 +122,13 @@ def _edit(
     effective: Effective, file: LoadedFile, handler: Handler, *, adopt: bool, context: CriSettings | None
 ) -> Edit:
     patch = register(file.document.source, handler, effective.containerd, adopt=adopt, context=context)
-    return Edit(file.path, "in-place", file.document.source if file.exists else None, patch)
+    return Edit(file.path, "in-place", file.document.source if file.exists else None, patch.result, patch)
 
 
-def _drop_in(effective: Effective, reader: Reader, path: str, handler: Handler) -> Edit:
+def _drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, plugin: str) -> Edit:
     cri = effective.cri
     assert cri is not None, "place() checked it"
     root = effective.root
-    plugin = schema.plugin_id(root.document.data, effective.containerd)
     parent_name, parent = inherited_table(cri, handler.name)
     before = reader.read_optional(path)
     newline = root.document.newline
@@ -109,20 +141,17 @@ def _drop_in(effective: Effective, reader: Reader, path: str, handler: Handler) 
     if "base_runtime_spec" in table:
         inherited["base_runtime_spec"] = table["base_runtime_spec"]
     result = text.encode()
-    same = before is not None and parse(before, effective.containerd).data == parse(result, effective.containerd).data
-    return Edit(
-        path,
-        "drop-in",
-        before,
-        Patch(before or b"" if same else result, not same, plugin, inherited, False, inner, parent_name),
-    )
+    if before is not None and parse(before, effective.containerd).data == parse(result, effective.containerd).data:
+        result = before
+    patch = Patch(result, result != before, plugin, inherited, False, inner, parent_name)
+    return Edit(path, "drop-in", before, result, patch)
 
 
 def _prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[Edit, ...], *, adopt: bool) -> None:
     """Load the configuration with the edits in it: the handler must be there, everything else as it was."""
     after = load(
         effective.root.path,
-        MapReader({edit.path: edit.patch.result for edit in edits}, reader),
+        MapReader({edit.path: edit.after for edit in edits}, reader),
         effective.containerd,
     )
     old, new = effective.cri, after.cri
@@ -138,17 +167,18 @@ def _prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[
             f'A handler "{handler.name}" in another file would win over ours.',
             remedy="`flox-node containerd explain` shows which; remove it there.",
         )
-    foreign = old.runtimes.get(handler.name)
-    if foreign is not None and not adopt and schema.table(foreign, "options").get("BinaryName") != handler.binary_name:
+    present = old.runtimes.get(handler.name)
+    if (
+        present is not None
+        and not adopt
+        and not is_our_binary(schema.table(present, "options").get("BinaryName"), handler)
+    ):
         raise RefusedError(
             f'A handler "{handler.name}" that is not ours is registered already.',
             remedy="Remove it with the tool that installed it, or use --adopt.",
         )
-    others = {name: table for name, table in old.runtimes.items() if name != handler.name}
-    if {name: table for name, table in new.runtimes.items() if name != handler.name} != others or (
-        new.default_runtime != old.default_runtime
-    ):
+    if not new.same_but(old, handler.name):
         raise RefusedError(
-            "Registering the handler would change other handlers of this containerd.",
+            "Registering the handler would change other settings of this containerd.",
             remedy="Please report these files; nothing was written.",
         )

@@ -59,7 +59,7 @@ class Case:
 
 @functools.cache
 def cases() -> tuple[Case, ...]:
-    """Every file of the corpus under every containerd of its oracle; skips the test, loudly, where there is no corpus."""
+    """Every file of the corpus under every containerd of its oracle; skips the test, loudly, without a corpus."""
     if not FOLDER.is_dir():
         pytest.skip(
             f"{FILES_IN_THE_CORPUS * len(VERSIONS)} cases of the corpus did NOT run: {FOLDER} is not there "

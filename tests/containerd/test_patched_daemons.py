@@ -1,0 +1,124 @@
+"""Real daemons started with patched files, and asked over the CRI."""
+
+from collections.abc import Callable
+
+import pytest
+
+from flox_node.containerd.cri import CriClient
+from flox_node.containerd.editor import Handler, register
+from flox_node.containerd.effective import Effective, MapReader, load
+from flox_node.errors import RefusedError
+from tests.bed import releases
+from tests.bed.containerd import Containerd
+from tests.bed.machine import CONFIG, SOCKET
+from tests.conftest import FULL
+from tests.containerd.dumps import RELEASES, version
+from tests.unit.containerd.corpus import files
+
+# Where the daemon listens and stores is the test's; everything else is the file's.
+START = """
+for c in /sys/fs/cgroup/*; do ! mountpoint -q "$c" || mount -o remount,bind,rw "$c"; done
+exec containerd --address /run/containerd/containerd.sock --root /var/lib/containerd --state /run/containerd
+"""
+SAMPLE = ("039-aks-ctr2-gpu", "078-registry-only", "s07-kind-crlf", "s15-dotted-root")
+
+
+@pytest.fixture
+def started(
+    containerd: Callable[..., Containerd], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, bytes, Effective], Containerd]:
+    """A factory: the release's daemon with this file as its configuration, and every file that the file names."""
+    monkeypatch.setattr("tests.bed.containerd.DAEMON", START)
+    daemons: dict[str, Containerd] = {}
+
+    def start(release: str, source: bytes, effective: Effective) -> Containerd:
+        if release not in daemons:
+            daemons[release] = containerd(release)
+        daemon = daemons[release]
+        daemon.cut_power()
+        (daemon.folder / "disk" / CONFIG).write_bytes(source)
+        assert effective.cri is not None
+        for table in effective.cri.runtimes.values():
+            if spec := table.get("base_runtime_spec"):
+                daemon.write(spec, '{"ociVersion": "1.0.2"}')
+        return daemon.start()
+
+    return start
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("release", RELEASES if FULL else releases.DEFAULT)
+def test_a_daemon_started_with_a_patched_file_serves_flox_and_every_other_handler(
+    release: str, started: Callable[[str, bytes, Effective], Containerd]
+) -> None:
+    wrong, live = [], 0
+    for path in files():
+        if not FULL and not path.name.startswith(SAMPLE):
+            continue
+        source = path.read_bytes()
+        before = load("/c.toml", MapReader({"/c.toml": source}), version(release))
+        try:
+            patch = register(source, Handler(), version(release), adopt=True)
+        except RefusedError:
+            continue
+        if before.state == "refused":
+            continue  # an import that is missing
+        assert before.cri is not None
+        daemon = started(release, patch.result, before)
+        if not daemon.has_cri():
+            # It names what is not here (a snapshotter's proxy, a certificate): then not because of us.
+            if started(release, source, before).has_cri():
+                wrong.append(f"{path.name}: the CRI is gone: {daemon.logs()[-1500:]}")
+            continue
+        live += 1
+        status = CriClient(daemon.root / SOCKET).status()
+        expected = {*before.cri.runtimes, "flox"}
+        if set(status.handlers) != expected or status.default_handler != before.cri.default_runtime:
+            wrong.append(f"{path.name}: {set(status.handlers)}, default {status.default_handler}; expected {expected}")
+        elif status.handlers["flox"].binary_name != "/opt/flox-node/bin/flox-runtime":
+            wrong.append(f"{path.name}: {status.handlers['flox']}")
+    print(f"containerd {release}: {live} patched files live")
+    assert live >= len(SAMPLE) - 1
+    assert wrong == []
+
+
+REFUSED = {
+    "an import that does not exist": 'version = 2\nimports = ["/etc/containerd/absent.toml"]\n',
+    "a version from the future": "version = 5\n",
+    "a table that is there twice": "[grpc]\nuid = 0\n[grpc]\nuid = 0\n",
+}
+
+
+@pytest.mark.parametrize("release", releases.DEFAULT)
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_the_model_calls_refused_does_not_start(
+    containerd: Callable[..., Containerd], release: str, what: str
+) -> None:
+    text = REFUSED[what]
+    assert load("/c.toml", MapReader({"/c.toml": text.encode()}), version(release)).state == "refused"
+    with pytest.raises(RuntimeError, match="does not start"):
+        containerd(release, config=text).start()
+
+
+DEAD = {
+    "a default that is not defined": '[plugins."{id}".containerd]\ndefault_runtime_name = "absent"\n',
+    "no default at all": '[plugins."{id}".containerd]\ndefault_runtime_name = ""\n',
+}
+
+
+@pytest.mark.parametrize("release", releases.DEFAULT)
+@pytest.mark.parametrize("what", DEAD)
+def test_what_the_model_calls_dead_starts_without_a_cri(
+    containerd: Callable[..., Containerd], release: str, what: str
+) -> None:
+    text = "version = 2\n" + DEAD[what].format(id="io.containerd.grpc.v1.cri")
+    assert load("/c.toml", MapReader({"/c.toml": text.encode()}), version(release)).state == "dead"
+    assert not containerd(release, config=text).start().has_cri()
+
+
+def test_an_empty_runtimes_table_kills_the_cri_of_1_7_and_the_model_knows(
+    containerd: Callable[..., Containerd],
+) -> None:
+    text = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes]\n'
+    assert load("/c.toml", MapReader({"/c.toml": text.encode()}), version("1.7")).state == "dead"
+    assert not containerd("1.7", config=text).start().has_cri()
