@@ -1,5 +1,6 @@
 # Two commands do all the set-up on a fresh Debian 12 machine, as root: `make demo` and `make test`.
-SHELL := /bin/bash -o pipefail
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
@@ -45,7 +46,7 @@ lint: setup ## Format check, lint, types, layers, gofmt, go vet
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/ruff check --quiet $(SOURCES)
 	@$(BIN)/mypy
-	@PYTHONPATH=installer $(BIN)/lint-imports --no-timing 2>&1 | tail -n 4
+	@PYTHONPATH=installer $(BIN)/lint-imports --no-logo | tail -n 1
 	@tests/lint-go.sh
 
 format: setup ## Format the sources
