@@ -23,7 +23,7 @@ from typing import IO, BinaryIO, Protocol, cast
 from flox_node.errors import CorruptError, UsageError
 from flox_node.host.trees import CHUNK, STORE_MTIME, Entry, Kind
 from flox_node.payload import manifest as manifests
-from flox_node.payload.source import FolderPayload, Item, Payload
+from flox_node.payload.source import FolderPayload, Item, Payload, Work
 
 _ZSTD_LEVEL = 9
 _GZIP_LEVEL = 6
@@ -72,7 +72,7 @@ def write_archive(folder: Path, destination: Path) -> None:
 
 
 class ArchivePayload:
-    """A payload as one archive. Each `items()` reads the archive from its start to its last byte."""
+    """A payload as one archive. Each `each()` reads the archive from its start to its last byte."""
 
     def __init__(self, archive: Path) -> None:
         self._archive = archive
@@ -83,8 +83,8 @@ class ArchivePayload:
         with self._members() as members:
             self.manifest = _read_manifest(members)
 
-    def items(self, wanted: AbstractSet[str] | None = None) -> Iterator[tuple[Item, Iterable[Entry]]]:
-        """See `Payload.items`."""
+    def each(self, work: Work, wanted: AbstractSet[str] | None = None) -> None:
+        """See `Payload.each`."""
         with self._members(to_the_end=True) as members:
             if _read_manifest(members) != self.manifest:
                 raise CorruptError(f"{self._archive} changed while it was read.")
@@ -99,7 +99,7 @@ class ArchivePayload:
                     _expect_folder(name, entries)
                 elif wanted is None or item.path in wanted or isinstance(item, manifests.PayloadFile):
                     depth = name.count("/") + 1
-                    yield item, (_below(entry, depth) for entry in entries)
+                    work(item, (_below(entry, depth) for entry in entries))
             for name, _ in groups:
                 raise CorruptError(f"{name} is in the payload, but its manifest does not name it.")
 
@@ -124,12 +124,11 @@ def _pack(folder: Path, tar: tarfile.TarFile) -> None:
     payload = FolderPayload(folder)
     with open(folder / manifests.NAME, "rb") as file:
         _add(tar, manifests.NAME, Entry((), "file", 0o444, size=os.fstat(file.fileno()).st_size), file)
-    trees = dict(payload.items())
     for name, item in _expected(payload.manifest):
         if item is None:
             _add(tar, name, Entry((), "directory", 0o755))
             continue
-        for entry in trees[item]:
+        for entry in payload.tree(item):
             member = "/".join((name, *entry.path))
             if entry.kind == "file":
                 with open(folder / member, "rb") as file:

@@ -237,11 +237,13 @@ def _check_space(host: Host, missing: tuple[StorePath, ...]) -> None:
 
 
 def _write_roots(host: Host, manifest: Manifest) -> None:
-    folder = f"{ROOTS}/payload-{manifest.id}"
+    folder = host.files.real(f"{ROOTS}/payload-{manifest.id}")
+    there = {name: os.readlink(folder / name) for name in os.listdir(folder)}
     for name, target in manifest.roots().items():
-        if host.files.readlink(f"{folder}/{name}") != target:
-            host.files.remove(f"{folder}/{name}")
-            os.symlink(target, host.files.real(f"{folder}/{name}", follow=False))
+        if there.get(name) != target:
+            if name in there:
+                os.unlink(folder / name)
+            os.symlink(target, folder / name)
 
 
 def _not_whole(host: Host, unregistered: tuple[StorePath, ...]) -> tuple[StorePath, ...]:

@@ -23,7 +23,7 @@ def verify(payload: Payload) -> Manifest:
     """Read the whole payload and compare every bit of it with the manifest.
 
     Raises:
-        CorruptError: naming the first thing that is damaged, missing or too much.
+        CorruptError: naming a thing that is damaged, missing or too much.
     """
     receive(payload, lambda _item: nullcontext())
     return payload.manifest
@@ -32,18 +32,22 @@ def verify(payload: Payload) -> Manifest:
 def receive(payload: Payload, receiver: Receiver, wanted: AbstractSet[str] | None = None) -> None:
     """Read a payload once, checking all of it (of the store paths those in `wanted`) and giving it to sinks.
 
-    A sink has everything before it is known whether it is whole: what it wrote counts only once this returns.
+    A sink has everything before it is known whether it is whole: what it wrote counts only once this returns. Sinks of
+    different things may be used by two threads at once.
 
     Raises:
-        CorruptError: naming the first thing that is damaged, missing or too much.
+        CorruptError: naming a thing that is damaged, missing or too much.
     """
-    for item, entries in payload.items(wanted):
+
+    def receive_one(item: Item, entries: Iterable[Entry]) -> None:
         with receiver(item) as sink:
             sinks = () if sink is None else (sink,)
             if isinstance(item, StorePath):
                 _receive_store_path(item, entries, sinks)
             else:
                 _receive_file(item, entries, sinks)
+
+    payload.each(receive_one, wanted)
 
 
 def _receive_store_path(path: StorePath, entries: Iterable[Entry], sinks: tuple[Sink, ...]) -> None:
