@@ -108,7 +108,7 @@ def proxy(name: str, socket: str) -> Callable[[Node], str]:
 
 
 def snapshotter(name: str, socket: str) -> tuple[Callable[[Node], None], Callable[[Node], None]]:
-    """As nydus' and stargz' scripts: the proxy, and the CRI told to use it, in a table that is there or in a new one."""
+    """As nydus' and stargz' scripts: the proxy, and the CRI told to use it, in the table that is there or a new one."""
 
     def change(node: Node) -> tuple[str, str]:
         line = f'  snapshotter = "{name}"\n'

@@ -60,12 +60,13 @@ def register(
     template: bool = False,
     adopt: bool = False,
     context: CriSettings | None = None,
+    plugin: str | None = None,
 ) -> Patch:
     """Register the handler in this file.
 
-    `context` is the CRI of the whole configuration where the file is one of several: its default runtime is inherited
-    from, and on 1.x its plugin id counts. Without it the file stands alone. `template` accepts a template of a
-    distribution whose rendered form is live (`${RUNTIME}` as default). `adopt` replaces a handler that is not ours.
+    `template` accepts a template of a distribution whose rendered form is live (`${RUNTIME}` as default runtime).
+    `adopt` replaces a handler that is not ours. A file stands alone unless `context` says otherwise: the CRI of the
+    whole configuration, whose default runtime is inherited from, and `plugin`, the id that other files decide.
 
     Raises:
         RefusedError: registering would be wrong or cannot be done without touching other bytes.
@@ -76,7 +77,7 @@ def register(
     marked = block.find(document, handler.name)
     base, slot = _strip(document, handler, version, restore=False)
     adopted = marked.adopted if marked else ""
-    plugin = context.plugin if context and version.major == 1 else schema.plugin_id(base.data, version)
+    plugin = plugin or schema.plugin_id(base.data, version)
     target = (*_runtimes_path(plugin), handler.name)
     if any(block.below(statement, (target,)) for statement in base.statements):
         if not adopt:

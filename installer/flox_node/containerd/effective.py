@@ -47,11 +47,15 @@ class MapReader:
     def listdir(self, path: str) -> list[str]:
         """See Reader."""
         names = set(self._below.listdir(path)) if self._below else set()
+        folder = path.rstrip("/") + "/"
         for file, content in self._files.items():
-            if posixpath.dirname(file) == path.rstrip("/"):
-                names = (
-                    names | {posixpath.basename(file)} if content is not None else names - {posixpath.basename(file)}
-                )
+            if not file.startswith(folder):
+                continue
+            name, _, below = file.removeprefix(folder).partition("/")
+            if content is not None:
+                names.add(name)
+            elif not below:
+                names.discard(name)
         return sorted(names)
 
 

@@ -61,21 +61,39 @@ def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool
             worst.text, remedy="Repair the configuration first; `flox-node containerd explain` shows it."
         )
     path = drop_in_path(effective)
-    if path is None:
-        edits = _in_place(effective, handler, adopt=adopt)
-        _prove(effective, reader, handler, edits, adopt=adopt)
+    rivals = _foreign(effective, handler)
+    if path is None or (rivals and adopt):
+        edits = _in_place(effective, handler, rivals, adopt=adopt)
+        _prove(effective, reader, handler, edits)
         return edits
+    if rivals:
+        raise RefusedError(
+            f'{rivals[0][0].path}: a handler "{handler.name}" that is not ours is registered already.',
+            remedy="Remove it with the tool that installed it, or use --adopt: removal brings its lines back.",
+        )
     plugin = schema.plugin_id(effective.root.document.data, effective.containerd)
     edits = (_drop_in(effective, reader, path, handler, plugin),)
     try:
-        _prove(effective, reader, handler, edits, adopt=adopt)
+        _prove(effective, reader, handler, edits)
     except RefusedError:
         # The same as in `register`: a first runtime under the old id may switch image settings on.
-        if plugin == schema.CRI_RUNTIME:
-            raise
-        edits = (_drop_in(effective, reader, path, handler, schema.CRI_RUNTIME),)
-        _prove(effective, reader, handler, edits, adopt=adopt)
+        others = (_drop_in(effective, reader, path, handler, schema.CRI_RUNTIME),)
+        with contextlib.suppress(RefusedError):
+            _prove(effective, reader, handler, others)
+            return others
+        raise
     return edits
+
+
+def _foreign(effective: Effective, handler: Handler) -> list[tuple[LoadedFile, str | None]]:
+    """The files that define a handler of this name that is not ours, each with its plugin id."""
+    found: list[tuple[LoadedFile, str | None]] = []
+    for file in effective.files:
+        for plugin in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
+            table = schema.table(file.document.data, "plugins", plugin, "containerd", "runtimes", handler.name)
+            if table and not is_our_binary(schema.table(table, "options").get("BinaryName"), handler):
+                found.append((file, plugin))
+    return found
 
 
 def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Edit, ...]:
@@ -100,28 +118,36 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Ed
     return tuple(edits)
 
 
-def _in_place(effective: Effective, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
+def _in_place(
+    effective: Effective, handler: Handler, rivals: list[tuple[LoadedFile, str | None]], *, adopt: bool
+) -> tuple[Edit, ...]:
     """The table in the file that counts and, on 1.x, in a root that a later file shadows now."""
-    root = effective.root
-    counts = root
-    if not effective.containerd.merges_deeply and effective.cri is not None:
-        plugin = effective.cri.plugin
-        counts = next(
-            (file for file in reversed(effective.files) if plugin in schema.table(file.document.data, "plugins")), root
-        )
-    alone = len(effective.files) == 1
-    edits = [_edit(effective, counts, handler, adopt=adopt, context=None if alone else effective.cri)]
+    root, cri = effective.root, effective.cri
+    assert cri is not None, "place() checked it"
+    context = None if len(effective.files) == 1 else cri
+    if effective.containerd.merges_deeply:
+        # A foreign handler is replaced where it stands: beside ours, its keys would be merged into ours.
+        places = rivals if adopt and rivals else [(root, None)]
+        return tuple(_edit(effective, file, handler, adopt, context, plugin) for file, plugin in places)
+    defining = [file for file in effective.files if cri.plugin in schema.table(file.document.data, "plugins")]
+    counts = defining[-1] if defining else root
+    edits = [_edit(effective, counts, handler, adopt, context, cri.plugin)]
     if counts != root:
         # A root that has no CRI of its own would not work without the later file anyway.
         with contextlib.suppress(RefusedError):
-            edits.append(_edit(effective, root, handler, adopt=adopt, context=None))
+            edits.append(_edit(effective, root, handler, adopt, None, None))
     return tuple(edits)
 
 
 def _edit(
-    effective: Effective, file: LoadedFile, handler: Handler, *, adopt: bool, context: CriSettings | None
+    effective: Effective,
+    file: LoadedFile,
+    handler: Handler,
+    adopt: bool,
+    context: CriSettings | None,
+    plugin: str | None,
 ) -> Edit:
-    patch = register(file.document.source, handler, effective.containerd, adopt=adopt, context=context)
+    patch = register(file.document.source, handler, effective.containerd, adopt=adopt, context=context, plugin=plugin)
     return Edit(file.path, "in-place", file.document.source if file.exists else None, patch.result, patch)
 
 
@@ -147,12 +173,10 @@ def _drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, 
     return Edit(path, "drop-in", before, result, patch)
 
 
-def _prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[Edit, ...], *, adopt: bool) -> None:
+def _prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[Edit, ...]) -> None:
     """Load the configuration with the edits in it: the handler must be there, everything else as it was."""
     after = load(
-        effective.root.path,
-        MapReader({edit.path: edit.after for edit in edits}, reader),
-        effective.containerd,
+        effective.root.path, MapReader({edit.path: edit.after for edit in edits}, reader), effective.containerd
     )
     old, new = effective.cri, after.cri
     if old is None or new is None or new.state != "ok":
@@ -161,21 +185,14 @@ def _prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[
             f"{after.refused or (new.reason if new else '')}",
             remedy="Please report these files; nothing was written.",
         )
-    ours = new.runtimes.get(handler.name, {})
-    if schema.table(ours, "options").get("BinaryName") != handler.binary_name:
+    wanted = schema.table(
+        parse(edits[0].after or b"", effective.containerd).data,
+        *("plugins", edits[0].patch.plugin_id, "containerd", "runtimes", handler.name),
+    )
+    if new.runtimes.get(handler.name) != wanted:
         raise RefusedError(
-            f'A handler "{handler.name}" in another file would win over ours.',
+            f'Another file says something about the handler "{handler.name}" that would win over ours or mix with it.',
             remedy="`flox-node containerd explain` shows which; remove it there.",
-        )
-    present = old.runtimes.get(handler.name)
-    if (
-        present is not None
-        and not adopt
-        and not is_our_binary(schema.table(present, "options").get("BinaryName"), handler)
-    ):
-        raise RefusedError(
-            f'A handler "{handler.name}" that is not ours is registered already.',
-            remedy="Remove it with the tool that installed it, or use --adopt.",
         )
     if not new.same_but(old, handler.name):
         raise RefusedError(
