@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
-from flox_node.containerd import daemon, placement
+from flox_node.containerd import daemon
 from flox_node.containerd.cri import CriStatus
 from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Effective, load
 from flox_node.containerd.placement import Edit
+from flox_node.containerd.registration import Registration, from_json
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import FloxNodeError, OutsideError, RefusedError, RolledBackError
 from flox_node.host import Host
@@ -35,12 +35,12 @@ _PROOF_TIMEOUT_S = 30.0
 class RegisterHandler:
     """Put the handler's table where it belongs and have the containerd behind `socket` serve it.
 
-    `config` is containerd's root file; which files get the table is decided by `flox_node.containerd.placement`.
+    `registration` says which files that are (see `flox_node.containerd.registration`), in its JSON form.
     """
 
     kind: ClassVar[str] = "register-handler"
 
-    config: str
+    registration: Mapping[str, Any]
     socket: str
     handler: str
     binary_name: str
@@ -49,16 +49,24 @@ class RegisterHandler:
     @property
     def key(self) -> str:
         """See Action."""
-        return f"{self.kind}:{self.config}"
+        return f"{self.kind}:{self._config}"
+
+    @property
+    def _registration(self) -> Registration:
+        return from_json(self.registration)
+
+    @property
+    def _config(self) -> str:
+        return self._registration.config
 
     @property
     def _candidate_file(self) -> str:
         # In the same folder, so that relative imports lead where they will; not *.toml, so that no glob takes it in.
-        return f"{self.config}.flox-node.candidate"
+        return f"{self._config}.flox-node.candidate"
 
     def describe(self) -> str:
         """See Action."""
-        return f"register the handler {self.handler} with the containerd of {self.config} and restart it"
+        return f"register the handler {self.handler} with the containerd of {self._config} and restart it"
 
     def inspect(self, host: Host) -> Missing | None:
         """See Action: the files hold the table, and the running daemon serves it."""
@@ -122,10 +130,10 @@ class RegisterHandler:
         status = daemon.cri(host, self.socket).wait(RESTART_DEADLINE_S)
         host.files.remove(self._candidate_file)
         remembered: Mapping[str, Any] = before.get("files", {})
-        for path in {self.config, *remembered}:
+        for path in {self._config, *remembered}:
             host.files.discard_leftover(path)
-        effective = load(self.config, host.files, ContainerdVersion.parse(status.version))
-        for edit in placement.withdraw(effective, host.files, self._handler()):
+        version = ContainerdVersion.parse(status.version)
+        for edit in self._registration.withdrawals(host.files, version, self._handler()):
             _put(host, edit.path, _exact(edit, remembered), expected=edit.before)
         for folder in before.get("folders", ()):
             if not host.files.listdir(folder):
@@ -135,16 +143,15 @@ class RegisterHandler:
         after = _restart(host, found)
         if self._is_live(after):
             raise OutsideError(
-                f"containerd still serves the handler {self.handler} after its removal from {self.config}.",
+                f"containerd still serves the handler {self.handler} after its removal from {self._config}.",
                 remedy="`flox-node containerd explain` shows which file registers it.",
             )
         _require_former(status, after, but=self.handler)
 
     def _edits(self, host: Host, status: CriStatus) -> tuple[Edit, ...]:
         """The files that still have to be written."""
-        effective: Effective = load(self.config, host.files, ContainerdVersion.parse(status.version))
-        edits = placement.place(effective, host.files, self._handler(), adopt=self.adopt)
-        return tuple(edit for edit in edits if edit.patch.changed)
+        version = ContainerdVersion.parse(status.version)
+        return self._registration.edits(host.files, version, self._handler(), adopt=self.adopt)
 
     def _handler(self) -> Handler:
         return Handler(name=self.handler, binary_name=self.binary_name)
@@ -156,7 +163,7 @@ class RegisterHandler:
     def _write(self, host: Host, found: daemon.Daemon, status: CriStatus, written: dict[str, bytes | None]) -> None:
         edits = self._edits(host, status)
         for edit in edits:
-            if edit.path == self.config and edit.after is not None:
+            if edit.path == self._config and edit.after is not None:
                 self._prove(host, found, edit.after)
         for edit in edits:
             host.files.mkdir(posixpath.dirname(edit.path))
@@ -174,7 +181,7 @@ class RegisterHandler:
             host.files.remove(self._candidate_file)
         if dump.returncode != 0:
             raise RefusedError(
-                f"The node's containerd refuses {self.config} with the handler in it: {_last_line(dump.stderr)}",
+                f"The node's containerd refuses {self._config} with the handler in it: {_last_line(dump.stderr)}",
                 remedy="Nothing was written. Run `flox-node containerd explain` to see what is wrong with the file.",
             )
 
@@ -194,7 +201,7 @@ class RegisterHandler:
             _restart(host, found)
         except FloxNodeError as second:
             raise OutsideError(
-                f"{error.cause} Its old configuration is back in {self.config}, but: {second.cause}",
+                f"{error.cause} Its old configuration is back in {self._config}, but: {second.cause}",
                 remedy=f"See `journalctl -u {found.unit}` on the node.",
             ) from error
         raise RolledBackError(f"{error.cause} The old configuration is live again.") from error

@@ -8,6 +8,7 @@ from flox_node.actions import Action, CreateDirectory, PlacePayload, RegisterHan
 from flox_node.actions.switch_payload import BIN, PREFIX
 from flox_node.containerd import daemon
 from flox_node.containerd.cri import CriStatus
+from flox_node.containerd.registration import Plain, to_json
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 from flox_node.payload import Payload
@@ -47,7 +48,7 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         PlacePayload.of(payload),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
-        RegisterHandler(found.config_path, settings.socket, HANDLER, SHIM, settings.adopt),
+        RegisterHandler(to_json(Plain(found.config_path)), settings.socket, HANDLER, SHIM, settings.adopt),
     )
 
 
