@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hatch_build
 import pytest
 
+from tests.bed import golang
+
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small program, and a Go to compile it with on machines that have none."""
+    monkeypatch.setenv("PATH", f"{Path(golang.go()).parent}:{os.environ['PATH']}")
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "go.mod").write_text("module example\n\ngo 1.22\n")

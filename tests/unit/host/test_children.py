@@ -108,11 +108,16 @@ def test_a_missing_program_is_an_error_with_its_name() -> None:
         run_group(["/nonexistent"], env=ENV, timeout=1)
 
 
+def _leave_behind(pid_file: Path) -> str:
+    """A script that ends once its child is in a session of its own, out of reach of a kill of the group."""
+    return f"setsid sh -c 'echo $$ > {pid_file}; exec sleep 60' & until [ -s {pid_file} ]; do sleep 0.01; done"
+
+
 def test_strays_are_found_by_their_environment_and_nobody_else_is_touched(tmp_path: Path) -> None:
     mine = {**ENV, "TMPDIR": f"{tmp_path}/tmp"}
-    run_group(["sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/mine"], env=mine, timeout=10)
+    run_group(["sh", "-c", _leave_behind(tmp_path / "mine")], env=mine, timeout=10)
     others = {**ENV, "TMPDIR": f"{tmp_path}/tmp2"}
-    run_group(["sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/others"], env=others, timeout=10)
+    run_group(["sh", "-c", _leave_behind(tmp_path / "others")], env=others, timeout=10)
     stray, other = (int((tmp_path / name).read_text()) for name in ("mine", "others"))
     assert alive(stray)
     end_strays("TMPDIR", f"{tmp_path}/tmp")
