@@ -21,7 +21,7 @@ from tests.bench.rows import Measurement, Row, ratio, row
 
 REVISION = 1
 PATHS, FILES, BYTES = 60, 3000, 300_000_000
-ROUNDS = 7
+ROUNDS = 11
 
 _PROJECT = Path(__file__).parents[2]
 

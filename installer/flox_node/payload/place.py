@@ -84,15 +84,13 @@ def survey(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> Survey:
     """Look what a node lacks of a payload; reads names and the database, no contents, and writes nothing."""
     registered = valid_paths(host.files.real(DATABASE))
     present = set(host.files.listdir(STORE))
-    roots = f"{ROOTS}/payload-{manifest.id}"
+    roots = _roots(host, manifest)
     folder = folder_of(manifest.id, prefix)
     return Survey(
         unregistered=tuple(
             path for path in manifest.store_paths if path.path not in registered or path.name not in present
         ),
-        roots=tuple(
-            name for name, target in manifest.roots().items() if host.files.readlink(f"{roots}/{name}") != target
-        ),
+        roots=tuple(name for name, target in manifest.roots().items() if roots.get(name) != target),
         has_folder=host.files.read_optional(f"{folder}/{manifests.NAME}") == manifests.dump(manifest),
     )
 
@@ -238,12 +236,19 @@ def _check_space(host: Host, missing: tuple[StorePath, ...]) -> None:
 
 def _write_roots(host: Host, manifest: Manifest) -> None:
     folder = host.files.real(f"{ROOTS}/payload-{manifest.id}")
-    there = {name: os.readlink(folder / name) for name in os.listdir(folder)}
+    there = _roots(host, manifest)
     for name, target in manifest.roots().items():
         if there.get(name) != target:
             if name in there:
                 os.unlink(folder / name)
             os.symlink(target, folder / name)
+
+
+def _roots(host: Host, manifest: Manifest) -> dict[str, str]:
+    """The payload's roots on the node, by name."""
+    folder = f"{ROOTS}/payload-{manifest.id}"
+    real = host.files.real(folder)
+    return {name: os.readlink(real / name) for name in host.files.listdir(folder)}
 
 
 def _not_whole(host: Host, unregistered: tuple[StorePath, ...]) -> tuple[StorePath, ...]:
