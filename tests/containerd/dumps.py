@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import subprocess
 import tempfile
 import tomllib
@@ -13,8 +14,10 @@ from flox_node.containerd.effective import Effective
 from flox_node.containerd.runtimes import tables_in_force
 from flox_node.containerd.version import ContainerdVersion
 from tests.bed import releases
+from tests.conftest import FULL
 
-RELEASES = ("1.6", "1.7", "2.1", "2.3")
+RELEASES = ("1.6", *releases.DEFAULT, *(("2.3",) if FULL else ()))  # 2.3 takes minutes to build
+EXAMPLES = int(os.environ.get("FLOX_NODE_EXAMPLES") or (500 if FULL else 40))
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The model of the effective configuration against real daemons, on generated files."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ from hypothesis import strategies as st
 from flox_node.containerd import block, schema
 from flox_node.containerd.effective import load
 from flox_node.host import HostFiles
-from tests.containerd.dumps import RELEASES, disagreements, dump, version
-
-EXAMPLES = int(os.environ.get("FLOX_NODE_EXAMPLES", "40"))
+from tests.conftest import FULL
+from tests.containerd.dumps import EXAMPLES, RELEASES, disagreements, dump, version
 
 NAMES = ("runc", "nvidia", "kata", "flox")
 COMMON = (
@@ -180,7 +178,7 @@ def test_the_model_agrees_with_the_real_daemon_on_generated_files(release: str, 
         max_examples=EXAMPLES,
         deadline=None,
         database=None,
-        derandomize=True,
+        derandomize=not FULL,
         suppress_health_check=list(HealthCheck),
     )
     @given(configurations())

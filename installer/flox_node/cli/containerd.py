@@ -120,33 +120,40 @@ def explain(
     from flox_node.host import HostFiles
 
     reader = HostFiles(host_root)
-    root = str(file.absolute()) if file and host_root == Path("/") else str(file or "")
-    if containerd_version is None or not root:
-        running_version, running_config = _running(host_root, socket, needed=containerd_version is None)
-        containerd_version = containerd_version or running_version
-        root = root or running_config
-    told = report(load(root, reader, _version(containerd_version)), reader, _handler(handler, binary_name, None))
+    version = _version(containerd_version or _running_version(host_root, socket))
+    if file is not None:
+        root = str(file.absolute()) if host_root == Path("/") else str(file)
+    else:
+        root = _running_config(host_root, socket) if containerd_version is None else _DEFAULT_CONFIG
+    told = report(load(root, reader, version), reader, _handler(handler, binary_name, None))
     if as_json:
         typer.echo(json.dumps(told, default=str))
     else:
         _show(told)
 
 
-def _running(host_root: Path, socket: str, *, needed: bool) -> tuple[str, str]:
-    """Version and root file of the containerd behind the socket; the default file where no daemon has to be asked."""
-    if not needed:
-        return "", _DEFAULT_CONFIG
+def _running_version(host_root: Path, socket: str) -> str:
     from flox_node.containerd import daemon
     from flox_node.errors import OutsideError
     from flox_node.host import Host
 
-    host = Host.at(host_root)
     try:
-        return daemon.cri(host, socket).status().version, daemon.find(host, socket).config_path
+        return daemon.cri(Host.at(host_root), socket).status().version
     except OutsideError as error:
         raise OutsideError(
             error.cause, remedy="Name the version with --containerd-version to read the files alone."
         ) from error
+
+
+def _running_config(host_root: Path, socket: str) -> str:
+    from flox_node.containerd import daemon
+    from flox_node.errors import RefusedError
+    from flox_node.host import Host
+
+    try:
+        return daemon.find(Host.at(host_root), socket, patience_s=0).config_path
+    except RefusedError as error:
+        raise RefusedError(error.cause, remedy="Name the root file of its configuration as FILE.") from error
 
 
 def _version(text: str) -> ContainerdVersion:

@@ -24,6 +24,8 @@ from flox_node.containerd.document import Document, Path, Statement
 
 _NEWLINE_ADDED = ", after an added newline"
 _WAS = "# flox-node: was | "
+_WAS_LAST = "# flox-node: was, without newline | "
+_LINE = re.compile(r"[^\n]*\n|[^\n]+$")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -55,9 +57,13 @@ def find(document: Document, handler: str) -> Marked | None:
     last = next((m for m in end.finditer(text, first.end()) if not _inside_statement(document, m.start())), None)
     if last is None:
         return None
-    lines = text[first.end() : last.start()].splitlines(keepends=True)
-    adopted = "".join(line.removeprefix(_WAS) for line in lines if line.startswith(_WAS))
     newline = "\r\n" if first.group(0).endswith("\r\n") else "\n"
+    adopted = ""
+    for line in _LINE.findall(text, first.end(), last.start()):
+        if line.startswith(_WAS):
+            adopted += line.removeprefix(_WAS)
+        elif line.startswith(_WAS_LAST):
+            adopted += line.removeprefix(_WAS_LAST).removesuffix(newline)
     return Marked(first.start(), last.end(), newline, first["added"] is not None, adopted)
 
 
@@ -88,12 +94,10 @@ def render(
     adopted: str = "",
 ) -> str:
     """The block for these tables: path of a table -> its values, nested tables included."""
-    lines = [f"# flox-node: begin handler {handler}{_NEWLINE_ADDED if newline_added else ''}"]
-    lines += [_WAS + line for line in adopted.splitlines()]
-    for path, values in tables.items():
-        lines += _table(path, values)
-    lines.append(f"# flox-node: end handler {handler}")
-    return "".join(line + newline for line in lines)
+    begin = f"# flox-node: begin handler {handler}{_NEWLINE_ADDED if newline_added else ''}{newline}"
+    end = f"# flox-node: end handler {handler}{newline}"
+    was = "".join(_WAS + line if line.endswith("\n") else _WAS_LAST + line + newline for line in _LINE.findall(adopted))
+    return begin + was + tables_text(tables, newline) + end
 
 
 def tables_text(tables: Mapping[Path, Mapping[str, Any]], newline: str) -> str:

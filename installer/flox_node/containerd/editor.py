@@ -254,7 +254,10 @@ def _is_ours(document: Document, handler: Handler, target: Path) -> bool:
         return False
     if marked and all(marked.start <= s.start < marked.end for s in inside):
         return True
-    return is_our_binary(schema.table(document.data, *target, "options").get("BinaryName"), handler)
+    table = schema.table(document.data, *target)
+    if handler.binary_name is None and handler.runtime_path and table.get("runtime_path") == handler.runtime_path:
+        return True
+    return is_our_binary(schema.table(table, "options").get("BinaryName"), handler)
 
 
 def is_our_binary(binary: object, handler: Handler) -> bool:
@@ -285,6 +288,8 @@ def _without_ours(
         if marked.newline_added and not after and not kept:
             before = before.removesuffix(marked.newline)
             slot = len(before)
+        if kept and after and not kept.endswith("\n"):
+            kept += marked.newline
         text = before + kept + after
     result = parse(document.encode(text), version)
     expected = _pruned(_without(document.data, target), target)

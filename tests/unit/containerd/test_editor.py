@@ -146,17 +146,35 @@ FOREIGN = f"""[{CRI}.containerd.runtimes.flox]
 
 
 @pytest.mark.parametrize("after", [b"", b"\n# words\n[debug]\nlevel = 'info'\n"])
-def test_a_foreign_flox_handler_is_refused_by_name_and_adoption_can_be_undone(after: bytes) -> None:
-    source = RUNC + FOREIGN + after
+@pytest.mark.parametrize("change", ["as it is", "CRLF", "mixed", "no newline", "odd characters"])
+def test_a_foreign_flox_handler_is_refused_by_name_and_adoption_can_be_undone(after: bytes, change: str) -> None:
+    foreign = {
+        "as it is": FOREIGN,
+        "CRLF": FOREIGN.replace(b"\n", b"\r\n"),
+        "mixed": FOREIGN.replace(b"installer\n", b"installer\r\n"),
+        "no newline": FOREIGN if after else FOREIGN.rstrip(),
+        "odd characters": FOREIGN.replace(b"vendor's", "a\u2028b\x85c".encode()),
+    }[change]
+    source = RUNC + foreign + after
     with pytest.raises(RefusedError, match="containerd-shim-flox-v2") as refused:
         register(source, OURS, V1_7)
     assert "--adopt" in refused.value.remedy
     patch = register(source, OURS, V1_7, adopt=True)
     assert flox(patch)["options"] == {"BinaryName": "/opt/flox-node/bin/flox-runtime"}
-    assert patch.adopted.encode() == FOREIGN
+    assert patch.adopted.encode() == foreign
     assert not register(patch.result, OURS, V1_7).changed
     assert remove(patch.result, OURS, V1_7).result == source
     assert remove(source, OURS, V1_7).result == source  # a foreign one is not ours to remove
+    later = b"[proxy_plugins.x]\n"
+    joint = b"" if source.endswith(b"\n") else b"\n"
+    assert remove(patch.result + later, OURS, V1_7).result == source + joint + later
+
+
+def test_a_handler_with_its_own_shim_is_known_by_the_shims_path() -> None:
+    shim = Handler(binary_name=None, runtime_path="/usr/local/bin/containerd-shim-flox-v2")
+    patch = register(RUNC + FOREIGN, shim, V1_7)
+    assert not patch.adopted
+    assert remove(patch.result, shim, V1_7).result == RUNC
 
 
 @pytest.mark.parametrize(
