@@ -15,7 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS = 1, 1, 4
 _INITIAL_WINDOW_SIZE = 4
+_CONTAINER_EXITED = 2
 _MAX_ANSWER = 64 * 1024 * 1024
 
 
@@ -55,13 +56,25 @@ class CriStatus:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A pod sandbox of the node."""
+    """A pod sandbox of the node. `created_at` is in nanoseconds since the epoch."""
 
     id: str
     namespace: str
     name: str
     handler: str
     ready: bool
+    created_at: int = 0
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container of the node. `exited` is false for one that was created or is in a state that nobody knows, too."""
+
+    id: str
+    sandbox_id: str
+    name: str
+    exited: bool
 
 
 class CriClient:
@@ -131,6 +144,34 @@ class CriClient:
                     name=_text(metadata.get(1, b"")),
                     handler=_text(sandbox.get(7, b"")),
                     ready=sandbox.get(3, 0) == 0,  # SANDBOX_READY is 0, and proto3 leaves zeroes out
+                    created_at=_number(sandbox.get(4, 0)),
+                    annotations=_map(_bytes(value), 6),
+                )
+            )
+        return found
+
+    def containers(self) -> list[Container]:
+        """All containers, whatever their state.
+
+        Raises:
+            OutsideError: as `status`.
+        """
+        with _reported():
+            return self._containers()
+
+    def _containers(self) -> list[Container]:
+        found = []
+        for number, value in _fields(self._call("ListContainers")):
+            if number != 1:
+                continue
+            container = dict(_fields(_bytes(value)))
+            metadata = dict(_fields(_bytes(container.get(3, b""))))
+            found.append(
+                Container(
+                    id=_text(container.get(1, b"")),
+                    sandbox_id=_text(container.get(2, b"")),
+                    name=_text(metadata.get(1, b"")),
+                    exited=container.get(6, 0) == _CONTAINER_EXITED,
                 )
             )
         return found
@@ -279,6 +320,15 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 def _bytes(value: int | bytes) -> bytes:
     return value if isinstance(value, bytes) else b""
+
+
+def _number(value: int | bytes) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _map(message: bytes, number: int) -> dict[str, str]:
+    entries = (dict(_fields(_bytes(value))) for key, value in _fields(message) if key == number)
+    return {_text(entry.get(1, b"")): _text(entry.get(2, b"")) for entry in entries}
 
 
 def _text(value: int | bytes) -> str:
