@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
+import threading
+import time
+from pathlib import Path
+from typing import Self
 
 import pytest
 
+from flox_node.containerd.cri import CriClient
+from flox_node.errors import OutsideError
 from tests.bed import flox, payload
 from tests.bed.box import NodeBox
 from tests.bed.pod import HOST_ROOT
@@ -23,6 +30,32 @@ def _killed(box: NodeBox, at: int, *arguments: str) -> bool:
     return done.returncode != 0
 
 
+class CriWatch:
+    """Asks the node's CRI all the time; `longest_gap` is how many seconds it went without an answer at the most."""
+
+    def __init__(self, box: NodeBox) -> None:
+        self._socket = Path(f"/proc/{box.pid}/root/run/containerd/containerd.sock")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.longest_gap = 0.0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        answered = time.monotonic()
+        while not self._stop.wait(0.05):
+            with contextlib.suppress(OutsideError):
+                CriClient(self._socket, timeout=2).status()
+                answered = time.monotonic()
+            self.longest_gap = max(self.longest_gap, time.monotonic() - answered)
+
+
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.timeout(600)
 def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(release: str) -> None:
@@ -31,20 +64,22 @@ def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(rele
         sandbox = box.cri.run_sandbox("runc")
         container = box.cri.run_container(sandbox, ["sleep", "3600"])
         pid = box.cri.container_pid(container)
-        for at in range(1, 100):
-            if not _killed(box, at, "install", "--payload", str(payload.folder())):
-                break
-            box.cri.wait_ready()
-            assert "runc" in box.cri.handlers()
-            if at % 2:  # the one or the other in turn: both are shown for each kind of entry on the fake node
-                flox.install(box)
-                assert "flox" in box.cri.handlers()
-                assert flox.flox_node(box, "status").returncode == 0
-            flox.flox_node(box, "uninstall", "--purge")
-            assert tree(box) == before, f"after a kill at entry {at}"
-            assert "flox" not in box.cri.handlers()
-            assert box.cri.container_pid(container) == pid
+        with CriWatch(box) as watch:
+            for at in range(1, 100):
+                if not _killed(box, at, "install", "--payload", str(payload.folder())):
+                    break
+                box.cri.wait_ready()
+                assert "runc" in box.cri.handlers()
+                if at % 2:  # the one or the other in turn: both are shown for each entry on the fake node
+                    flox.install(box)
+                    assert "flox" in box.cri.handlers()
+                    assert flox.flox_node(box, "status").returncode == 0
+                flox.flox_node(box, "uninstall", "--purge")
+                assert tree(box) == before, f"after a kill at entry {at}"
+                assert "flox" not in box.cri.handlers()
+                assert box.cri.container_pid(container) == pid
         assert at > 15, "an install has more journal entries than that"
+        assert watch.longest_gap < 5, "containerd answers all along, but for the moment of its restart"
         flox.flox_node(box, "uninstall", "--purge")
         assert tree(box) == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from typing import NoReturn
 
 import typer
@@ -13,7 +14,7 @@ from flox_node.cli.containerd import app as containerd
 from flox_node.cli.node import mount
 from flox_node.cli.payload import app as payload
 from flox_node.cli.policy import app as policy
-from flox_node.errors import FloxNodeError
+from flox_node.errors import FloxNodeError, OutsideError
 
 app = typer.Typer(
     name="flox-node",
@@ -45,13 +46,25 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line; a FloxNodeError becomes its exit code, with cause and remedy on stderr (or as JSON)."""
+    """Run the command line; every failure has an exit code, and cause and remedy on stderr (or as JSON)."""
     try:
         app()
     except FloxNodeError as error:
-        if "--json" in sys.argv:
-            typer.echo(json.dumps(error.as_dict()))
-        else:
-            typer.echo(f"flox-node: {error.cause}\n  -> {error.remedy}", err=True)
-        sys.exit(error.exit_code)
+        _fail(error)
+    except OSError as error:
+        # A full or read-only disk, a missing permission: no bug, and the path says most of it.
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "Repair what the text names, then run the command again: it goes on where it stopped."
+        _fail(OutsideError(f"{where}{error.strerror or error}.", remedy=remedy))
+    except Exception as error:
+        traceback.print_exc()
+        _fail(FloxNodeError(f"{type(error).__name__}: {error}"))
     sys.exit(0)
+
+
+def _fail(error: FloxNodeError) -> NoReturn:
+    if "--json" in sys.argv:
+        typer.echo(json.dumps(error.as_dict()))
+    else:
+        typer.echo(f"flox-node: {error.cause}\n  -> {error.remedy}", err=True)
+    sys.exit(error.exit_code)
