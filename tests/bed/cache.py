@@ -26,8 +26,7 @@ def folder() -> Path:
 
 def artefact(name: str, recipe: object, build: Callable[[Path], None]) -> Path:
     """The folder of the artefact `name`, built by `build(staging folder)` unless one of this `recipe` (JSON) exists."""
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    final = folder() / "artefacts" / f"{name}-{digest}"
+    final = _final(name, recipe)
     if final.is_dir():
         return final
     with locked(f"artefact-{name}"):
@@ -41,6 +40,16 @@ def artefact(name: str, recipe: object, build: Callable[[Path], None]) -> Path:
         final.parent.mkdir(exist_ok=True)
         staging.rename(final)
     return final
+
+
+def exists(name: str, recipe: object) -> bool:
+    """Whether `artefact` would have nothing to build."""
+    return _final(name, recipe).is_dir()
+
+
+def _final(name: str, recipe: object) -> Path:
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return folder() / "artefacts" / f"{name}-{digest}"
 
 
 @contextlib.contextmanager

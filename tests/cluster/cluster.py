@@ -1,0 +1,138 @@
+"""A real cluster on this machine: a control plane, and node boxes with real kubelets, in a network of their own."""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.bed import releases
+from tests.cluster import binaries, network
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.node import Node
+
+
+class Cluster:
+    """One cluster, made by `start` and gone after `close`. As a context manager it is up on entry."""
+
+    def __init__(self, containerd: Sequence[str] = releases.DEFAULT, *, kubernetes: str | None = None) -> None:
+        """containerd: the release of each node. kubernetes: the minor release, by default what `KUBERNETES` says."""
+        self.kubernetes = kubernetes or binaries.release()
+        self.nodes: list[Node] = []
+        self.start_seconds = 0.0
+        self._containerd = containerd
+        binaries.build(self.kubernetes)
+        self.control_plane = ControlPlane(self.kubernetes)
+
+    def start(self, timeout: float = 120) -> Self:
+        """Start the control plane, boot the nodes and wait until every node is Ready and the cluster takes pods."""
+        started = time.monotonic()
+        self.control_plane.start(timeout)
+        for index, containerd in enumerate(self._containerd, 1):
+            self.nodes.append(Node(index, self.control_plane, containerd))
+        network.connect(self.control_plane.scope.name, [node.network_namespace for node in self.nodes])
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Node.boot, self.nodes))
+        for node in self.nodes:
+            self.wait_ready(node, timeout)
+        self.wait_until(lambda: self.try_kubectl("get", "serviceaccount", "default") is not None, timeout)
+        self.start_seconds = time.monotonic() - started
+        return self
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def node(self, name: str) -> Node:
+        """The node of this name ("worker-1")."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = 60) -> str:
+        """Run an administrator's kubectl; what it printed. A failure raises with its errors."""
+        done = self._kubectl(arguments, input, timeout)
+        if done.returncode:
+            words = " ".join(map(str, arguments))
+            raise RuntimeError(f"kubectl {words} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def try_kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = 60) -> str | None:
+        """As `kubectl`, but None if it failed."""
+        done = self._kubectl(arguments, input, timeout)
+        return None if done.returncode else done.stdout
+
+    def popen_kubectl(self, *arguments: str | Path) -> "subprocess.Popen[str]":
+        """Start an administrator's kubectl with pipes for its input and output (attach, port-forward, watch)."""
+        pipe = subprocess.PIPE
+        command = self.control_plane.kubectl(*arguments)
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *argv: str | Path, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+        """Run a program of this machine in the control plane's network, where Pods can be reached."""
+        enter = ["nsenter", f"--net={self.control_plane.scope.network_namespace}"]
+        return subprocess.run([*enter, *argv], capture_output=True, text=True, timeout=timeout, check=False)
+
+    def get(self, *arguments: str) -> Any:
+        """`kubectl get ... -o json`, parsed."""
+        return json.loads(self.kubectl("get", *arguments, "--output=json"))
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Apply objects."""
+        self.kubectl("apply", "--filename=-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+
+    def load(self, *archives: Path) -> None:
+        """Load image archives into every node."""
+        for node in self.nodes:
+            node.load(*archives)
+
+    def wait_ready(self, node: Node, timeout: float = 60) -> None:
+        """Wait until the kubelet of the node's present boot says that it is Ready."""
+        boot = node.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout.strip()
+
+        def ready() -> bool:
+            text = self.try_kubectl("get", "node", node.name, "--output=json")
+            status = json.loads(text)["status"] if text else {"conditions": [], "nodeInfo": {"bootID": ""}}
+            conditions = {condition["type"]: condition["status"] for condition in status["conditions"]}
+            return conditions.get("Ready") == "True" and status["nodeInfo"]["bootID"] == boot
+
+        self.wait_until(ready, timeout, f"{node.name} is Ready")
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 60, what: str = "the condition holds") -> None:
+        """Poll `condition`; RuntimeError with the cluster's logs when it does not hold after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            self.control_plane.check_alive()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Not after {timeout:.0f} s: {what}.\n{self.logs()}")
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        """The end of what the control plane and the nodes wrote, and the events."""
+        events = self.try_kubectl("get", "events", "--all-namespaces", "--sort-by=.lastTimestamp") or ""
+        nodes = (f"=== {node.name}\n{node.logs()}" for node in self.nodes)
+        return "\n".join([self.control_plane.logs(), *nodes, f"=== events\n{events[-8000:]}"])
+
+    def close(self) -> None:
+        """Remove everything; done twice it does nothing."""
+        for node in self.nodes:
+            node.close()
+        self.nodes.clear()
+        if self.control_plane.scope.folder.exists():
+            self.control_plane.close()
+
+    def _kubectl(
+        self, arguments: Sequence[str | Path], input: str | None, timeout: float
+    ) -> "subprocess.CompletedProcess[str]":
+        command = self.control_plane.kubectl(*arguments)
+        text = "" if input is None else input
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False)
