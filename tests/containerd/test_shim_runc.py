@@ -278,6 +278,8 @@ def built(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Node:
     prefix = f"-ldflags=-X flox.dev/flox-node/shim/internal/node.prefix={directory}"
     go_build(ROOT / "shim", directory / "flox-runtime", prefix)
     make_view(directory / "nix/var/flox-node/views" / KEY, directory)
+    (directory / "usr/sbin").mkdir(parents=True)
+    (directory / "usr/sbin/runc").symlink_to(releases.runc())
     script(directory / "opt/flox-node/bin/flox-node-realise", REALISE.format(dir=directory))
     (directory / "var/log/flox-node").mkdir(parents=True)
     return Node(directory, directory / "flox-runtime", directory / "runc")

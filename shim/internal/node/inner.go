@@ -20,11 +20,13 @@ var errOurselves = errors.New("it is flox-runtime itself")
 // container must not silently run under another runtime than the node's); other calls then try the usual places,
 // because a damaged policy must not keep containers from being stopped.
 func ExecInner(policy Policy, strict bool, arguments []string) error {
-	candidates := usualRuntimes
+	var candidates []string
 	if policy.InnerRuntime != "" {
-		candidates = []string{policy.InnerRuntime}
-		if !strict {
-			candidates = append(candidates, usualRuntimes...)
+		candidates = append(candidates, policy.InnerRuntime)
+	}
+	if policy.InnerRuntime == "" || !strict {
+		for _, usual := range usualRuntimes {
+			candidates = append(candidates, Path(usual))
 		}
 	}
 	var failures []error
