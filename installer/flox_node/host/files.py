@@ -7,10 +7,11 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from flox_node.errors import BusyError
+from flox_node.host.trees import remove_tree
+from flox_node.host import selinux
 
 _MAX_LINKS = 40  # the kernel's own limit (MAXSYMLINKS)
 
@@ -128,6 +129,7 @@ class HostFiles:
                 return False
             raise
         os.chmod(real, mode)
+        selinux.label(self.root, path, real)
         sync_folder(real.parent)
         return True
 
@@ -156,6 +158,7 @@ class HostFiles:
                 file.write(data)
                 if before is None:
                     os.fchmod(file.fileno(), mode)
+                    selinux.label(self.root, path, file.fileno())
                 else:
                     _copy_metadata(real, before, file.fileno())
                 file.flush()
@@ -208,6 +211,7 @@ class HostFiles:
             os.unlink(temporary)
         shutil.copyfile(source, temporary)
         os.chmod(temporary, mode)
+        selinux.label(self.root, path, temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.rename(temporary, real)
@@ -229,13 +233,11 @@ class HostFiles:
     def remove_tree(self, path: str) -> bool:
         """Remove a folder with all in it, read-only folders of a Nix store included; False when nothing was there."""
         real = self.real(path, follow=False)
-        if not real.is_symlink() and real.is_dir():
-            for folder in _folders(real):
-                os.chmod(folder, 0o700)
-            shutil.rmtree(real)
-            sync_folder(real.parent)
-            return True
-        return self.remove(path)
+        if not os.path.lexists(real):
+            return False
+        remove_tree(real)
+        sync_folder(real.parent)
+        return True
 
     def discard_leftover(self, path: str) -> None:
         """Remove the temporary file that a killed `write_atomic` or `symlink_atomic` of `path` may have left."""
@@ -272,10 +274,3 @@ def _write_in_place(real: Path, data: bytes) -> None:
         file.truncate()
         file.flush()
         os.fsync(file.fileno())
-
-
-def _folders(real: Path) -> Iterator[Path]:
-    yield real
-    for entry in os.scandir(real):
-        if entry.is_dir(follow_symlinks=False):
-            yield from _folders(Path(entry.path))
