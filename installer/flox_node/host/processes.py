@@ -87,6 +87,29 @@ class Processes:
                 return self.describe(pid)
         return None
 
+    def named(self, *names: str) -> list[RunningProcess]:
+        """The processes whose executable, or the name they were called by, is one of `names`."""
+        found = []
+        for pid in self._pids():
+            process = self.describe(pid)
+            if process is None:
+                continue
+            called = process.argv[0].rpartition("/")[2] if process.argv else ""
+            if called in names or process.exe.rpartition("/")[2] in names:
+                found.append(process)
+        return found
+
+    def started_at(self, pid: int) -> float | None:
+        """When a process was started, in seconds since the epoch; None when it is gone. PID 1's is the node's boot."""
+        proc = self._files.real("/proc")
+        try:
+            ticks = int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
+            lines = (proc / "stat").read_text().splitlines()
+        except (OSError, IndexError, ValueError):
+            return None
+        boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
+        return boot + ticks / os.sysconf("SC_CLK_TCK")
+
     def describe(self, pid: int) -> RunningProcess | None:
         """What procfs says of one process, or None when it is gone or a kernel thread."""
         folder = self._files.real("/proc") / str(pid)

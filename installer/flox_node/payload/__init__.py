@@ -2,7 +2,7 @@
 
 from flox_node.payload.archive import open_payload
 from flox_node.payload.manifest import Manifest, PayloadFile, StorePath
-from flox_node.payload.place import Placed, Survey, place, survey, unplace
+from flox_node.payload.place import Placed, Survey, changed_files, place, survey, unplace
 from flox_node.payload.source import Payload
 from flox_node.payload.verify import verify
 
@@ -13,6 +13,7 @@ __all__ = [
     "Placed",
     "StorePath",
     "Survey",
+    "changed_files",
     "open_payload",
     "place",
     "survey",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flox_node.errors import BusyError, OutsideError, RefusedError
-from flox_node.host import Host
+from flox_node.host import Host, selinux
 from flox_node.host.files import sync_folder
 from flox_node.host.nixdb import valid_paths
 from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk, written_early
@@ -91,8 +92,25 @@ def survey(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> Survey:
             path for path in manifest.store_paths if path.path not in registered or path.name not in present
         ),
         roots=tuple(name for name, target in manifest.roots().items() if roots.get(name) != target),
-        has_folder=host.files.read_optional(f"{folder}/{manifests.NAME}") == manifests.dump(manifest),
+        has_folder=host.files.read_optional(f"{folder}/{manifests.NAME}") == manifests.dump(manifest)
+        and not changed_files(host, manifest, prefix=prefix),
     )
+
+
+def changed_files(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> tuple[str, ...]:
+    """The files and links of the payload's folder that are gone or not what was placed, by size, mode and target."""
+    folder = folder_of(manifest.id, prefix)
+    changed = []
+    for file in manifest.files:
+        if file.path == manifests.REGISTRATION:
+            continue  # stays in the payload
+        status = host.files.lstat(f"{folder}/{file.path}")
+        expected = (stat.S_IFREG | file.mode, file.size)
+        if status is None or (status.st_mode, status.st_size) != expected:
+            changed.append(f"{folder}/{file.path}")
+    links = ((f"{folder}/bin/{name}", target) for name, target in manifest.entry_points.items())
+    changed += [path for path, target in links if host.files.readlink(path) != target]
+    return tuple(changed)
 
 
 def place(host: Host, payload: Payload, *, prefix: str = PREFIX) -> Placed:
@@ -125,6 +143,7 @@ def place(host: Host, payload: Payload, *, prefix: str = PREFIX) -> Placed:
             _rename_into_store(host, missing, staging)
             _register(host, manifest, lacking)
             _publish(fresh, manifest)
+            selinux.label_tree(host.files.root, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise RefusedError(
