@@ -1,18 +1,24 @@
 """Real daemons started with patched files, and asked over the CRI."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 
 from flox_node.containerd.cri import CriClient
 from flox_node.containerd.editor import Handler, register
 from flox_node.containerd.effective import Effective, MapReader, load
 from flox_node.errors import RefusedError
+from flox_node.host import HostFiles
 from tests.bed import releases
 from tests.bed.containerd import Containerd
 from tests.bed.machine import CONFIG, SOCKET
 from tests.conftest import FULL
-from tests.containerd.dumps import RELEASES, version
+from tests.containerd.dumps import EXAMPLES, RELEASES, version
+from tests.containerd.test_merge_model import configurations, write
 from tests.unit.containerd.corpus import files
 
 # Where the daemon listens and stores is the test's; everything else is the file's.
@@ -133,3 +139,43 @@ def test_an_empty_runtimes_table_kills_the_cri_of_1_7_and_the_model_knows(
     text = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes]\n'
     assert load("/c.toml", MapReader({"/c.toml": text.encode()}), version("1.7")).state == "dead"
     assert not containerd("1.7", config=text).start().has_cri()
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("release", RELEASES if FULL else releases.DEFAULT)
+def test_the_model_says_what_a_daemon_does_that_is_started_with_generated_files(
+    release: str, containerd: Callable[..., Containerd], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tests.bed.containerd.DAEMON", START)
+    machine = containerd(release)
+    machine.write("/spec/a.json", '{"ociVersion": "1.0.2"}')
+    folder = machine.folder / "disk/etc/containerd"
+
+    @settings(
+        max_examples=max(EXAMPLES // 5, 8),
+        phases=[Phase.generate],  # every example costs a start: no shrinking
+        deadline=None,
+        database=None,
+        derandomize=not FULL,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(configurations())
+    def agrees(files: dict[str, dict[str, Any]]) -> None:
+        machine.cut_power()
+        shutil.rmtree(folder)
+        write(folder, files)
+        effective = load(f"/{CONFIG}", HostFiles(machine.folder / "disk"), version(release))
+        try:
+            machine.start()
+            found = "ok" if machine.has_cri() else "dead or disabled"
+        except RuntimeError:
+            found = "refused"
+        model = effective.state if effective.state in ("ok", "refused") else "dead or disabled"
+        assert found == model, f"{effective.refused or effective.cri}\n{machine.logs()[-1500:]}"
+        if found == "ok":
+            assert effective.cri is not None
+            status = CriClient(machine.root / SOCKET).status()
+            assert set(status.handlers) == set(effective.cri.runtimes)
+            assert status.default_handler == effective.cri.default_runtime
+
+    agrees()
