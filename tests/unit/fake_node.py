@@ -124,6 +124,8 @@ class FakeProcesses:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.others: list[RunningProcess] = []  # beside containerd
+        self.booted_at: float | None = None
 
     def run(
         self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
@@ -145,6 +147,12 @@ class FakeProcesses:
         return RunningProcess(
             321, "/usr/bin/containerd", ("/usr/bin/containerd",), "containerd.service", ("/usr/sbin",)
         )
+
+    def named(self, *names: str) -> list[RunningProcess]:
+        return [process for process in self.others if process.argv[0].rpartition("/")[2] in names]
+
+    def started_at(self, pid: int) -> float | None:
+        return self.booted_at
 
     def _load_db(self, registration: bytes) -> None:
         database = self._root / "nix/var/nix/db/db.sqlite"
@@ -177,7 +185,8 @@ class FakeNode:
         self.config.write_text(config)
         self.containerd = FakeContainerd(root, version)
         self.systemd = FakeSystemd(self.containerd)
-        self.host = Host(HostFiles(root), FakeProcesses(root), self.systemd)  # type: ignore[arg-type]
+        self.processes = FakeProcesses(root)
+        self.host = Host(HostFiles(root), self.processes, self.systemd)  # type: ignore[arg-type]
 
     def tree(self) -> dict[str, tuple[int, bytes]]:
         """Every path with its mode and content, `/run` left out: what "to the byte" compares."""

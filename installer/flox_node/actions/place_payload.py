@@ -8,7 +8,7 @@ from typing import ClassVar
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.errors import UsageError
 from flox_node.host import Host
-from flox_node.payload import Manifest, Payload, place, survey, unplace
+from flox_node.payload import Manifest, Payload, changed_files, place, survey, unplace
 from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import folder_of
 
@@ -50,7 +50,15 @@ class PlacePayload:
             return Missing(f"{len(found.unregistered)} of {len(manifest.store_paths)} store paths are not in the store")
         if found.roots:
             return Missing("the payload's garbage collection roots are not all there")
-        return None if found.has_folder else Missing(f"{folder_of(self.payload_id)} is not whole")
+        if found.has_folder:
+            return None
+        changed = changed_files(host, manifest)
+        return Missing(f"{', '.join(changed) or folder_of(self.payload_id)} is not what was placed")
+
+    def changed_files(self, host: Host) -> tuple[str, ...]:
+        """The files of the payload's folder that are gone or changed, as far as names, sizes and modes tell."""
+        manifest = self.source.manifest if self.source is not None else self._placed_manifest(host)
+        return () if manifest is None else changed_files(host, manifest)
 
     def preview(self, host: Host) -> str:
         """See Action."""

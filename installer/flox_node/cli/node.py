@@ -152,7 +152,9 @@ def _print_status(found: Any) -> None:
     if found.problem:
         table.add_row("problem", found.problem)
     for drift in found.drift:
-        table.add_row("drift", f"{drift.reason}")
+        table.add_row("drift", drift.reason)
+        if drift.suspect:
+            table.add_row("", f"looks like: {drift.suspect}")
     Console(soft_wrap=True).print(table)
     if found.drift:
         typer.echo("-> `flox-node plan` shows the difference, `flox-node install` repairs it.")

@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 
 from flox_node.errors import BusyError
-from flox_node.host.trees import remove_tree
 from flox_node.host import selinux
+from flox_node.host.trees import remove_tree
 
 _MAX_LINKS = 40  # the kernel's own limit (MAXSYMLINKS)
 
@@ -216,6 +216,16 @@ class HostFiles:
             os.fsync(file.fileno())
         os.rename(temporary, real)
         sync_folder(real.parent)
+
+    def rename(self, path: str, target: str) -> bool:
+        """Give a file another name in its folder, durably; False when it was not there. Of two callers one gets True."""
+        real = self.real(path, follow=False)
+        try:
+            os.rename(real, self.real(target, follow=False))
+        except FileNotFoundError:
+            return False
+        sync_folder(real.parent)
+        return True
 
     def remove(self, path: str) -> bool:
         """Remove a file, a symlink or an empty folder; False when nothing was there (every revert tolerates that)."""

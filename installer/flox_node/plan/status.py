@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flox_node.actions import action_from_json
 from flox_node.containerd import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
+from flox_node.plan import drift
 from flox_node.plan.planner import HANDLER, Settings
 from flox_node.state.ledger import Ledger
-
-
-@dataclass(frozen=True)
-class Drift:
-    """One thing that is not as the receipt says."""
-
-    key: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -31,7 +23,7 @@ class NodeStatus:
     payload_id: str
     containerd_version: str
     containerd_config: str
-    drift: tuple[Drift, ...]
+    drift: tuple[drift.Drift, ...]
     problem: str = ""
 
 
@@ -42,15 +34,6 @@ def status(host: Host, settings: Settings) -> NodeStatus:
         CorruptError, RefusedError: the receipt cannot be read.
     """
     ledger = Ledger.load(host.files)
-    drift = []
-    for record in ledger.records.values():
-        try:
-            missing = action_from_json(record.action).inspect(host)
-            reason = missing.reason if missing else "" if record.done else "an interrupted run left it half done"
-        except FloxNodeError as error:
-            reason = error.cause
-        if reason:
-            drift.append(Drift(record.key, reason))
     version = config = problem = ""
     live = False
     try:
@@ -68,6 +51,6 @@ def status(host: Host, settings: Settings) -> NodeStatus:
         payload_id=receipt.payload_id if receipt else "",
         containerd_version=version,
         containerd_config=config,
-        drift=tuple(drift),
+        drift=drift.find(host, ledger),
         problem=problem,
     )
