@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.containerd import daemon
 from flox_node.containerd.cri import CriStatus
+from flox_node.containerd.edit import Edit
 from flox_node.containerd.editor import Handler
-from flox_node.containerd.placement import Edit
 from flox_node.containerd.registration import Registration, from_json
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import FloxNodeError, OutsideError, RefusedError, RolledBackError

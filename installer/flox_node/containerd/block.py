@@ -16,7 +16,7 @@ its BinaryName.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +43,22 @@ class Marked:
 
 def find(document: Document, handler: str) -> Marked | None:
     """Our marked block for this handler; None where there is none or a mark is missing."""
+    # A text that quotes our marks (in a string, say) is no block of ours.
+    return find_in_text(document.text, handler, lambda offset: _inside_statement(document, offset))
+
+
+def find_in_text(text: str, handler: str, quoted: Callable[[int], bool] = lambda _: False) -> Marked | None:
+    """As `find`, in a text that need not be TOML (a template); `quoted` tells whether a mark at an offset is none."""
     name = re.escape(handler)
     begin = re.compile(
         rf"^[ \t]*# flox-node: begin handler {name}(?P<added>{_NEWLINE_ADDED})?[ \t]*\r?$\n?", re.MULTILINE
     )
     end = re.compile(rf"^[ \t]*# flox-node: end handler {name}[ \t]*\r?(?:\n|\Z)", re.MULTILINE)
-    text = document.text
-    # The last pair, because a text that quotes our marks (in a string, say) is no block of ours.
-    begins = [match for match in begin.finditer(text) if not _inside_statement(document, match.start())]
+    begins = [match for match in begin.finditer(text) if not quoted(match.start())]
     if not begins:
         return None
     first = begins[-1]
-    last = next((m for m in end.finditer(text, first.end()) if not _inside_statement(document, m.start())), None)
+    last = next((m for m in end.finditer(text, first.end()) if not quoted(m.start())), None)
     if last is None:
         return None
     newline = "\r\n" if first.group(0).endswith("\r\n") else "\n"

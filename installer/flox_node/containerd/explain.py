@@ -92,7 +92,7 @@ def _placement(effective: Effective, reader: Reader, handler: Handler) -> dict[s
                 "path": edit.path,
                 "kind": edit.kind,
                 "plugin": edit.patch.plugin_id,
-                "there_already": not edit.patch.changed,
+                "there_already": not edit.changed,
                 "adds_runc": edit.patch.added_runc,
                 "inherits_from": edit.patch.inherited_from,
                 "inherited": edit.patch.inherited,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from flox_node.containerd import block, schema
 from flox_node.containerd.document import parse
+from flox_node.containerd.edit import Edit
 from flox_node.containerd.editor import Handler, Patch, inherited_table, is_our_binary, register, remove, table_for
 from flox_node.containerd.effective import Effective, LoadedFile, MapReader, Reader, covers, load
 from flox_node.containerd.runtimes import CriSettings
@@ -24,13 +25,10 @@ _HEAD = "# flox-node: this file is written and removed by flox-node; its handler
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One file to write: `before` is None where it does not exist yet, `after` None where it has to be removed."""
+class PlacedEdit(Edit):
+    """An edit of containerd's own configuration, with what the editor did."""
 
-    path: str
     kind: Literal["in-place", "drop-in"]
-    before: bytes | None
-    after: bytes | None
     patch: Patch
 
 
@@ -47,8 +45,8 @@ def drop_in_path(effective: Effective) -> str | None:
     return None
 
 
-def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool = False) -> tuple[Edit, ...]:
-    """The edits that register the handler; those with `patch.changed` false are there already.
+def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool = False) -> tuple[PlacedEdit, ...]:
+    """The edits that register the handler; those with `changed` false are there already.
 
     Raises:
         RefusedError: containerd does not start or has no CRI with these files, a handler of this name is not ours,
@@ -64,7 +62,7 @@ def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool
     rivals = _foreign(effective, handler)
     if path is None or (rivals and adopt):
         edits = _in_place(effective, handler, rivals, adopt=adopt)
-        _prove(effective, reader, handler, edits)
+        prove(effective, reader, handler, edits)
         return edits
     if rivals:
         raise RefusedError(
@@ -72,14 +70,14 @@ def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool
             remedy="Remove it with the tool that installed it, or use --adopt: removal brings its lines back.",
         )
     plugin = schema.plugin_id(effective.root.document.data, effective.containerd)
-    edits = (_drop_in(effective, reader, path, handler, plugin),)
+    edits = (drop_in(effective, reader, path, handler, plugin),)
     try:
-        _prove(effective, reader, handler, edits)
+        prove(effective, reader, handler, edits)
     except RefusedError:
         # The same as in `register`: a first runtime under the old id may switch image settings on.
-        others = (_drop_in(effective, reader, path, handler, schema.CRI_RUNTIME),)
+        others = (drop_in(effective, reader, path, handler, schema.CRI_RUNTIME),)
         with contextlib.suppress(RefusedError):
-            _prove(effective, reader, handler, others)
+            prove(effective, reader, handler, others)
             return others
         raise
     return edits
@@ -96,7 +94,7 @@ def _foreign(effective: Effective, handler: Handler) -> list[tuple[LoadedFile, s
     return found
 
 
-def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Edit, ...]:
+def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[PlacedEdit, ...]:
     """The edits that take the handler out again, wherever it stands now; () where it is nowhere.
 
     Works for a configuration that containerd would refuse, too, as far as its files can be read.
@@ -110,17 +108,17 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Ed
             continue
         if path == own:
             gone = Patch(b"", True, "", {}, added_runc=False, inner_runtime=None)
-            edits.append(Edit(path, "drop-in", source, None, gone))
+            edits.append(PlacedEdit(path, source, None, "drop-in", gone))
             continue
         patch = remove(source, handler, effective.containerd)
         if patch.changed:
-            edits.append(Edit(path, "in-place", source, patch.result, patch))
+            edits.append(PlacedEdit(path, source, patch.result, "in-place", patch))
     return tuple(edits)
 
 
 def _in_place(
     effective: Effective, handler: Handler, rivals: list[tuple[LoadedFile, str | None]], *, adopt: bool
-) -> tuple[Edit, ...]:
+) -> tuple[PlacedEdit, ...]:
     """The table in the file that counts and, on 1.x, in a root that a later file shadows now."""
     root, cri = effective.root, effective.cri
     assert cri is not None, "place() checked it"
@@ -146,14 +144,16 @@ def _edit(
     adopt: bool,
     context: CriSettings | None,
     plugin: str | None,
-) -> Edit:
+) -> PlacedEdit:
     patch = register(file.document.source, handler, effective.containerd, adopt=adopt, context=context, plugin=plugin)
-    return Edit(file.path, "in-place", file.document.source if file.exists else None, patch.result, patch)
+    before = file.document.source if file.exists else None
+    return PlacedEdit(file.path, before, patch.result, "in-place", patch)
 
 
-def _drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, plugin: str) -> Edit:
+def drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, plugin: str) -> PlacedEdit:
+    """A file of our own at `path` with the handler's table, as it follows from the configuration that is in force."""
     cri = effective.cri
-    assert cri is not None, "place() checked it"
+    assert cri is not None, "the caller checked it"
     root = effective.root
     parent_name, parent = inherited_table(cri, handler.name)
     before = reader.read_optional(path)
@@ -170,10 +170,10 @@ def _drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, 
     if before is not None and parse(before, effective.containerd).data == parse(result, effective.containerd).data:
         result = before
     patch = Patch(result, result != before, plugin, inherited, False, inner, parent_name)
-    return Edit(path, "drop-in", before, result, patch)
+    return PlacedEdit(path, before, result, "drop-in", patch)
 
 
-def _prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[Edit, ...]) -> None:
+def prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[PlacedEdit, ...]) -> None:
     """Load the configuration with the edits in it: the handler must be there, everything else as it was."""
     after = load(
         effective.root.path, MapReader({edit.path: edit.after for edit in edits}, reader), effective.containerd

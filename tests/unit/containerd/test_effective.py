@@ -7,7 +7,7 @@ import pytest
 from flox_node.containerd import schema
 from flox_node.containerd.editor import Handler
 from flox_node.containerd.effective import Effective, MapReader, glob, load
-from flox_node.containerd.placement import Edit, place, withdraw
+from flox_node.containerd.placement import PlacedEdit, place, withdraw
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
@@ -125,7 +125,7 @@ def test_patterns_match_by_gos_rules(pattern: str, names: list[str]) -> None:
     assert glob(pattern, reader) == [f"/d/{name}" for name in names]
 
 
-def edits(containerd: str, files: dict[str, str], **options: Any) -> tuple[Edit, ...]:
+def edits(containerd: str, files: dict[str, str], **options: Any) -> tuple[PlacedEdit, ...]:
     reader = MapReader({path: text.encode() for path, text in files.items()})
     return place(load(ROOT, reader, version(containerd)), reader, Handler(), **options)
 
@@ -146,7 +146,7 @@ def test_on_2x_our_own_file_goes_where_the_root_imports_from(containerd: str, ro
     assert edit.patch.plugin_id == plugin
     assert edit.patch.inherited == {"options": {"SystemdCgroup": True}}
     (again,) = edits(containerd, {ROOT: root, edit.path: edit.after.decode()})
-    assert not again.patch.changed
+    assert not again.changed
 
 
 def test_on_2x_without_an_imported_folder_the_root_is_edited() -> None:

@@ -1,22 +1,16 @@
-"""How a handler comes into a containerd's configuration for good: which files of the node say so, on which platform.
-
-A registration is data plus two pure functions. Where the configuration is rendered anew at a start or a boot (k3s,
-EKS), the files that count are the platform's own extension points, and the rendered file is only what they lead to.
-"""
+"""What a registration is, and its way into the receipt and back."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from flox_node.containerd import placement
+from flox_node.containerd.edit import Edit
 from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Reader, load
-from flox_node.containerd.placement import Edit
+from flox_node.containerd.effective import Effective, Reader
 from flox_node.containerd.version import ContainerdVersion
-from flox_node.errors import CorruptError
+from flox_node.errors import CorruptError, RefusedError
 
 
 class Registration(Protocol):
@@ -73,20 +67,15 @@ def from_json(body: Mapping[str, Any]) -> Registration:
         ) from error
 
 
-@known
-@dataclass(frozen=True)
-class Plain:
-    """Nobody rewrites the configuration: the files themselves are edited, as `placement` decides."""
+def changed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    """Those that have something to write, each file once (several roots may share a file)."""
+    return tuple({edit.path: edit for edit in edits if edit.changed}.values())
 
-    kind: ClassVar[str] = "plain"
 
-    config: str
-
-    def edits(self, reader: Reader, version: ContainerdVersion, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
-        """See Registration."""
-        edits = placement.place(load(self.config, reader, version), reader, handler, adopt=adopt)
-        return tuple(edit for edit in edits if edit.patch.changed)
-
-    def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
-        """See Registration."""
-        return placement.withdraw(load(self.config, reader, version), reader, handler)
+def require_cri(effective: Effective) -> None:
+    """Raise RefusedError unless containerd starts with this configuration and has a CRI."""
+    if effective.cri is None or effective.cri.state != "ok":
+        worst = next(finding for finding in effective.findings if finding.severity == "error")
+        raise RefusedError(
+            worst.text, remedy="Repair the configuration first; `flox-node containerd explain` shows it."
+        )

@@ -1,0 +1,67 @@
+"""k0s: files in /etc/k0s/containerd.d, which the root imports (containerd 2) or k0s merges into one (containerd 1)."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flox_node.containerd import placement, schema
+from flox_node.containerd.document import parse
+from flox_node.containerd.edit import Edit, SourceEdit
+from flox_node.containerd.editor import Handler, is_our_binary
+from flox_node.containerd.effective import Reader, load
+from flox_node.containerd.registration.base import changed, known, require_cri
+from flox_node.containerd.registration.plain import Plain
+from flox_node.containerd.version import ContainerdVersion
+from flox_node.errors import RefusedError
+
+
+@known
+@dataclass(frozen=True)
+class K0s:
+    """Our own file in `folder`. k0s notices it by itself and starts containerd again."""
+
+    kind: ClassVar[str] = "k0s"
+
+    config: str
+    folder: str
+
+    @property
+    def _own(self) -> str:
+        return posixpath.join(self.folder, placement.DROP_IN)
+
+    def edits(self, reader: Reader, version: ContainerdVersion, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
+        """See Registration."""
+        effective = load(self.config, reader, version)
+        require_cri(effective)
+        if version.merges_deeply:
+            if placement.drop_in_path(effective) != self._own:
+                raise RefusedError(
+                    f"{self.config} does not import {self.folder}, where a handler would outlive k0s' next start.",
+                    remedy="Update k0s, or manage that file yourself (take `# k0s_managed=true` out of it).",
+                )
+            return Plain(self.config).edits(reader, version, handler, adopt=False)
+        self._refuse_foreign(reader, version, handler)
+        edit = placement.drop_in(effective, reader, self._own, handler, schema.CRI_GRPC)
+        # k0s merges it key by key into a file that the root imports, so nothing there is replaced.
+        return changed((SourceEdit(edit.path, edit.before, edit.after),))
+
+    def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
+        """See Registration. On 1.x the merged file is k0s' own to write."""
+        if version.merges_deeply:
+            return Plain(self.config).withdrawals(reader, version, handler)
+        return changed((SourceEdit(self._own, reader.read_optional(self._own), None),))
+
+    def _refuse_foreign(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> None:
+        for name in reader.listdir(self.folder):
+            path = posixpath.join(self.folder, name)
+            if path == self._own or not name.endswith(".toml"):
+                continue
+            data = parse(reader.read_optional(path) or b"", version).data
+            table = schema.table(data, "plugins", schema.CRI_GRPC, "containerd", "runtimes", handler.name)
+            if table and not is_our_binary(schema.table(table, "options").get("BinaryName"), handler):
+                raise RefusedError(
+                    f'{path}: a handler "{handler.name}" that is not ours is registered already.',
+                    remedy="Remove it with the tool that installed it.",
+                )

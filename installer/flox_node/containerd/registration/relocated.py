@@ -1,0 +1,80 @@
+"""The vendor's configuration is read-only, and its unit says where: a copy in /etc, and a drop-in unit naming it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flox_node.containerd.edit import Edit, SourceEdit
+from flox_node.containerd.editor import Handler
+from flox_node.containerd.effective import MapReader, Reader
+from flox_node.containerd.registration.base import changed, known
+from flox_node.containerd.registration.plain import Plain
+from flox_node.containerd.version import ContainerdVersion
+from flox_node.errors import RefusedError
+
+_COPY_OF = "# flox-node: its configuration is a copy of "
+
+
+@known
+@dataclass(frozen=True)
+class Relocated:
+    """Flatcar: `vendor` is copied to `config`, and `unit_file` sets CONTAINERD_CONFIG to it."""
+
+    kind: ClassVar[str] = "relocated"
+
+    config: str
+    vendor: str
+    unit_file: str
+
+    @property
+    def unit_text(self) -> bytes:
+        """The content of the drop-in unit."""
+        return (
+            "# flox-node: this file is written and removed by flox-node.\n"
+            f"{_COPY_OF}{self.vendor}\n"
+            f"[Service]\nEnvironment=CONTAINERD_CONFIG={self.config}\n"
+        ).encode()
+
+    @classmethod
+    def found_in(cls, reader: Reader, config: str, unit_file: str) -> Relocated | None:
+        """The one that our drop-in unit tells of; None where there is no such unit."""
+        for line in (reader.read_optional(unit_file) or b"").decode(errors="replace").splitlines():
+            if line.startswith(_COPY_OF):
+                return cls(config, line.removeprefix(_COPY_OF), unit_file)
+        return None
+
+    def edits(self, reader: Reader, version: ContainerdVersion, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
+        """See Registration."""
+        here = reader.read_optional(self.config)
+        vendor = reader.read_optional(self.vendor)
+        if here is None and vendor is None:
+            raise RefusedError(f"Neither {self.config} nor {self.vendor} is there.")
+        if here not in (None, vendor) and reader.read_optional(self.unit_file) is None:
+            raise RefusedError(
+                f"{self.config} is there, but containerd does not read it: it was started with {self.vendor}.",
+                remedy=f"Remove {self.config}, or have the unit name it (CONTAINERD_CONFIG).",
+            )
+        below = MapReader({self.config: vendor}, reader) if here is None else reader
+        placed = Plain(self.config).edits(below, version, handler, adopt=adopt)
+        files = tuple(Edit(self.config, None, e.after) if here is None and e.path == self.config else e for e in placed)
+        if here is None and all(edit.path != self.config for edit in files):
+            files = (Edit(self.config, None, vendor), *files)
+        return changed((*files, SourceEdit(self.unit_file, reader.read_optional(self.unit_file), self.unit_text)))
+
+    def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
+        """See Registration. A copy that others have edited since stays, and so does the unit file that names it."""
+        edits = Plain(self.config).withdrawals(reader, version, handler)
+        here = reader.read_optional(self.config)
+        left = next((edit.after for edit in edits if edit.path == self.config), here)
+        if left is not None and left != reader.read_optional(self.vendor):
+            return edits
+        others = tuple(edit for edit in edits if edit.path != self.config)
+        unit = reader.read_optional(self.unit_file)
+        return changed(
+            (
+                *others,
+                Edit(self.config, here, None),
+                SourceEdit(self.unit_file, unit, None),
+            )
+        )
