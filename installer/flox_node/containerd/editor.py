@@ -102,18 +102,18 @@ def register(
         )
     parent_name, parent = inherited_table(cri, handler.name, template=template)
     table = table_for(handler, parent)
-    tables = _tables(base, plugin, handler.name, table, version)
-    result = _insert(base, tables, slot, handler.name, adopted, version)
-    if context is None and not _only_adds(result, alone, handler.name, version):
-        # 2.x honours some image settings of schema 2 only where that table has runtimes: ours would switch them on.
-        plugin = schema.CRI_RUNTIME
-        tables = _tables(base, plugin, handler.name, table, version)
+    for candidate in plugin_candidates(plugin, version) if context is None else [plugin]:
+        tables = _tables(base, candidate, handler.name, table, version)
         result = _insert(base, tables, slot, handler.name, adopted, version)
-        if not _only_adds(result, alone, handler.name, version):
-            raise RefusedError(
-                "Registering the handler in this file would change other settings of its containerd.",
-                remedy="Please report the file; register the handler by hand meanwhile.",
-            )
+        after = interpret(merge([result], version), version)
+        if context is not None or after.same_but(alone, handler.name):
+            plugin = candidate
+            break
+    else:
+        raise RefusedError(
+            "Registering the handler in this file would change other settings of its containerd.",
+            remedy="Please report the file; register the handler by hand meanwhile.",
+        )
     same = result.data == document.data and not (adopted and not marked)
     options = dict(parent.get("options", {}))
     inner = options.pop("BinaryName", None) or None
@@ -178,6 +178,15 @@ def _tables(
         tables[(*path, schema.BUILTIN_DEFAULT)] = {"runtime_type": schema.RUNC_V2}
     tables[(*path, handler)] = table
     return tables
+
+
+def plugin_candidates(plugin: str, version: ContainerdVersion) -> list[str]:
+    """The ids to try, best first: on 2.x the rule's choice can change what else is in force, and another one does not.
+
+    A first runtime under schema 2's id switches on image settings that 2.x ignored without one; and 2.3 still honours
+    that id in a file with version = 3, until the newer id has runtimes.
+    """
+    return [plugin] if version.major == 1 else list(dict.fromkeys([plugin, schema.CRI_RUNTIME, schema.CRI_GRPC]))
 
 
 def table_for(handler: Handler, parent: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,10 +346,6 @@ def _cannot_cut(document: Document, target: Path) -> RefusedError:
         f'Line {document.line_of(target)}: the lines of "{target[-1]}" cannot be cut out without touching others.',
         remedy="Remove that handler from the file by hand.",
     )
-
-
-def _only_adds(document: Document, before: CriSettings, handler: str, version: ContainerdVersion) -> bool:
-    return interpret(merge([document], version), version).same_but(before, handler)
 
 
 def _insert(

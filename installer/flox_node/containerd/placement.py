@@ -15,7 +15,16 @@ from typing import Any, Literal
 from flox_node.containerd import block, schema
 from flox_node.containerd.document import parse
 from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import Handler, Patch, inherited_table, is_our_binary, register, remove, table_for
+from flox_node.containerd.editor import (
+    Handler,
+    Patch,
+    inherited_table,
+    is_our_binary,
+    plugin_candidates,
+    register,
+    remove,
+    table_for,
+)
 from flox_node.containerd.effective import Effective, LoadedFile, MapReader, Reader, covers, load
 from flox_node.containerd.runtimes import CriSettings
 from flox_node.errors import RefusedError
@@ -70,17 +79,16 @@ def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool
             remedy="Remove it with the tool that installed it, or use --adopt: removal brings its lines back.",
         )
     plugin = schema.plugin_id(effective.root.document.data, effective.containerd)
-    edits = (drop_in(effective, reader, path, handler, plugin),)
-    try:
-        prove(effective, reader, handler, edits)
-    except RefusedError:
-        # The same as in `register`: a first runtime under the old id may switch image settings on.
-        others = (drop_in(effective, reader, path, handler, schema.CRI_RUNTIME),)
-        with contextlib.suppress(RefusedError):
-            prove(effective, reader, handler, others)
-            return others
-        raise
-    return edits
+    errors: list[RefusedError] = []
+    for candidate in plugin_candidates(plugin, effective.containerd):
+        edits = (drop_in(effective, reader, path, handler, candidate),)
+        try:
+            prove(effective, reader, handler, edits)
+        except RefusedError as error:
+            errors.append(error)
+        else:
+            return edits
+    raise errors[0]
 
 
 def _foreign(effective: Effective, handler: Handler) -> list[tuple[LoadedFile, str | None]]:

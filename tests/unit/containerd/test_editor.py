@@ -216,6 +216,12 @@ def test_a_first_runtime_does_not_switch_on_what_2x_ignored_without_one() -> Non
     assert register(harmless, OURS, V2_1).plugin_id == schema.CRI_GRPC
 
 
+def test_a_version_3_file_whose_handlers_stand_under_the_old_id_keeps_them() -> None:
+    source = RUNC.replace(b"version = 2", b"version = 3")
+    assert register(source, OURS, V2_3).plugin_id == schema.CRI_GRPC  # 2.3 migrates such a file
+    assert register(source, OURS, V2_1).plugin_id == schema.CRI_RUNTIME  # 2.1 does not read that table
+
+
 def test_the_handler_cannot_be_removed_while_it_is_the_default() -> None:
     patch = register(RUNC, OURS, V1_7)
     chosen = patch.result + f'[{CRI}.containerd]\ndefault_runtime_name = "flox"\n'.encode()
