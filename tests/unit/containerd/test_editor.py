@@ -217,7 +217,7 @@ def test_a_first_runtime_does_not_switch_on_what_2x_ignored_without_one() -> Non
 
 
 def test_a_version_3_file_whose_handlers_stand_under_the_old_id_keeps_them() -> None:
-    source = RUNC.replace(b"version = 2", b"version = 3")
+    source = RUNC.replace(b"version = 2", b"version = 3") + b"snapshotter = 'native'\n"
     assert register(source, OURS, V2_3).plugin_id == schema.CRI_GRPC  # 2.3 migrates such a file
     assert register(source, OURS, V2_1).plugin_id == schema.CRI_RUNTIME  # 2.1 does not read that table
 
