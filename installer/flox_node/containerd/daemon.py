@@ -6,15 +6,26 @@ NVIDIA/nvidia-container-toolkit issues 982 and gpu-operator 1323.
 
 from __future__ import annotations
 
+import json
+import posixpath
+import re
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flox_node.containerd.cri import CriClient
 from flox_node.errors import RefusedError
-from flox_node.host import Host
+from flox_node.host import Host, RunningProcess
 
 DEFAULT_SOCKET = "/run/containerd/containerd.sock"
 DEFAULT_CONFIG = "/etc/containerd/config.toml"
+EMBEDDED = {
+    # Programs with a kubelet in them, and the socket they use unless they are told otherwise.
+    "k3s": "/run/k3s/containerd/containerd.sock",
+    "kubelite": "/var/snap/microk8s/common/run/containerd.sock",
+}
+KNOWN_SOCKETS = (DEFAULT_SOCKET, *EMBEDDED.values(), "/run/k0s/containerd.sock")
+_ENDPOINT = "container-runtime-endpoint"
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,84 @@ class Daemon:
     config_path: str
     unit: str
     search_path: tuple[str, ...]
+
+
+def cri_socket(host: Host, named: str | None = None) -> str:
+    """The kubelet's CRI socket: `named`, else what the running kubelet was told, else the only one that is served.
+
+    Raises:
+        RefusedError: kubelets tell different ones, or several are served and no kubelet runs.
+    """
+    if named is not None:
+        return named
+    told = {socket: kubelet for kubelet, socket in _kubelets(host)}
+    if not told:
+        served = [socket for socket in KNOWN_SOCKETS if host.processes.socket_owner(socket) is not None]
+        if len(served) > 1:
+            raise RefusedError(
+                f"No kubelet runs, and several containerds do: {', '.join(served)}.",
+                remedy="Start the kubelet, or name its socket with --socket.",
+            )
+        return served[0] if served else DEFAULT_SOCKET
+    if len(told) > 1:
+        who = "; ".join(f"{kubelet.exe} (pid {kubelet.pid}) uses {socket}" for socket, kubelet in told.items())
+        raise RefusedError(f"Several kubelets use different sockets: {who}.", remedy="Name one with --socket.")
+    return next(iter(told))
+
+
+def _kubelets(host: Host) -> Iterator[tuple[RunningProcess, str]]:
+    names = ("kubelet", *EMBEDDED)
+    for process in host.processes.named(*names):
+        words = " ".join(process.argv).split()  # k3s sets its title: all in one word
+        called = posixpath.basename(words[0]) if words else ""
+        program = called if called in names else posixpath.basename(process.exe)
+        if program == "k3s" and words[1:2] not in (["server"], ["agent"]):
+            continue  # `k3s kubectl`, say
+        yield process, _endpoint(host, program, words) or EMBEDDED.get(program, DEFAULT_SOCKET)
+
+
+def _endpoint(host: Host, program: str, words: list[str]) -> str | None:
+    """What a kubelet was told: a flag wins over the configuration's drop-ins, those over the file itself."""
+
+    def text(path: str) -> str:
+        return (host.files.read_optional(path) or b"").decode(errors="replace")
+
+    told = []
+    if program == "k3s":
+        told = [_configured(text("/etc/rancher/k3s/config.yaml"), _ENDPOINT)]
+    else:
+        files = [*_values(words, "config")]
+        for folder in _values(words, "config-dir"):
+            files += [f"{folder}/{name}" for name in host.files.listdir(folder) if name.endswith((".conf", ".json"))]
+        told = [_configured(text(file), "containerRuntimeEndpoint") for file in files]
+    arguments = [word for file in _values(words, "kubelet-args-file") for word in text(file).split()]
+    told += [*_values([*arguments, *words], _ENDPOINT)]
+    given = [endpoint for endpoint in told if endpoint]
+    return _socket_path(given[-1]) if given else None
+
+
+def _configured(text: str, key: str) -> str:
+    """A top-level key of a configuration in YAML or JSON; "" without it."""
+    try:
+        document = json.loads(text)
+        return str(document.get(key) or "") if isinstance(document, dict) else ""
+    except ValueError:
+        found = re.search(rf"""^{key}:\s*["']?([^"'\s#]+)""", text, re.MULTILINE)
+        return found[1] if found else ""
+
+
+def _socket_path(endpoint: str) -> str:
+    path = endpoint.strip("\"'").removeprefix("unix://").replace("${SNAP_COMMON}", "/var/snap/microk8s/common")
+    return path.replace("/var/run/", "/run/", 1) if path.startswith("/var/run/") else path
+
+
+def _values(words: Sequence[str], flag: str) -> Iterator[str]:
+    """The values of a long flag, written as `--flag value` or `--flag=value`."""
+    for index, word in enumerate(words):
+        if word == f"--{flag}" and index + 1 < len(words):
+            yield words[index + 1]
+        elif word.startswith(f"--{flag}="):
+            yield word.partition("=")[2]
 
 
 def find(host: Host, socket: str = DEFAULT_SOCKET, *, patience_s: float = 10.0) -> Daemon:
@@ -43,7 +132,8 @@ def find(host: Host, socket: str = DEFAULT_SOCKET, *, patience_s: float = 10.0) 
             f"No process listens on {socket}.",
             remedy="Start containerd first (`systemctl start containerd`), or name its socket with --socket.",
         )
-    if process.exe.rpartition("/")[2] != "containerd":
+    exe = _containerd(host, process)
+    if exe is None:
         raise RefusedError(
             f"{socket} is served by {process.exe}, which is not containerd.",
             remedy="flox-node registers runtime handlers with containerd 1.6 or newer only.",
@@ -56,8 +146,8 @@ def find(host: Host, socket: str = DEFAULT_SOCKET, *, patience_s: float = 10.0) 
     return Daemon(
         socket=socket,
         pid=process.pid,
-        exe=process.exe,
-        config_path=_config_argument(process.argv) or DEFAULT_CONFIG,
+        exe=exe,
+        config_path=config_argument(process.argv) or DEFAULT_CONFIG,
         unit=process.unit,
         search_path=process.search_path,
     )
@@ -68,7 +158,18 @@ def cri(host: Host, socket: str) -> CriClient:
     return CriClient(host.files.real(socket))
 
 
-def _config_argument(argv: tuple[str, ...]) -> str | None:
+def _containerd(host: Host, process: RunningProcess) -> str | None:
+    """The path of the containerd that the process runs; None where it is none."""
+    if posixpath.basename(process.exe) == "containerd":
+        return process.exe
+    # One program with many names (k3s of old): the name that it was called by is a symlink beside it.
+    sibling = posixpath.join(posixpath.dirname(process.exe), "containerd")
+    called = posixpath.basename(process.argv[0]) if process.argv else ""
+    return sibling if called == "containerd" and host.files.exists(sibling) else None
+
+
+def config_argument(argv: tuple[str, ...]) -> str | None:
+    """The configuration that a containerd's command line names, None where it names none."""
     for index, word in enumerate(argv):
         if word in ("-c", "--config", "-config") and index + 1 < len(argv):
             return argv[index + 1]

@@ -79,11 +79,25 @@ class Processes:
                 return candidate
         return None
 
+    def named(self, *names: str) -> list[RunningProcess]:
+        """The node's own processes whose program, or first argument, has one of these names; oldest pid first."""
+        found = []
+        for pid in self._pids():
+            if self._name(pid) not in names and self._program(pid) not in names:
+                continue
+            process = self.describe(pid) if self._is_ours(pid) else None
+            if process is not None:
+                found.append(process)
+        return found
+
     def socket_owner(self, socket: str) -> RunningProcess | None:
-        """The process that listens on a unix socket of the node, or None when nobody does."""
+        """The process that listens on a unix socket of the node, or None when nobody does.
+
+        A node in a container of this node (kind) may have a socket of the same name: its processes do not count.
+        """
         for pid in self._pids():
             inodes = self._listening_inodes(pid, socket)
-            if inodes and self._holds(pid, inodes):
+            if inodes and self._holds(pid, inodes) and self._is_ours(pid):
                 return self.describe(pid)
         return None
 
@@ -132,6 +146,23 @@ class Processes:
         except FileNotFoundError:
             return
         yield from sorted(int(name) for name in names if name.isdigit())
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether the process is in the node's own PID namespace, not in one of a container."""
+        proc = self._files.real("/proc")
+        return _readlink(proc / str(pid) / "ns/pid") == _readlink(proc / "1/ns/pid")
+
+    def _name(self, pid: int) -> str:
+        target = _readlink(self._files.real("/proc") / str(pid) / "exe") or ""
+        return target.removesuffix(" (deleted)").rpartition("/")[2]
+
+    def _program(self, pid: int) -> str:
+        try:
+            words = _words(self._files.real("/proc") / str(pid) / "cmdline")
+        except OSError:
+            return ""
+        # A program that sets its title (k3s) has all its words in the first one.
+        return words[0].split(" ")[0].rpartition("/")[2] if words else ""
 
     def _listening_inodes(self, pid: int, socket: str) -> set[str]:
         # Each process has its own view of the sockets (its network namespace), so its own table is asked.
