@@ -101,18 +101,6 @@ class Processes:
                 return self.describe(pid)
         return None
 
-    def named(self, *names: str) -> list[RunningProcess]:
-        """The processes whose executable, or the name they were called by, is one of `names`."""
-        found = []
-        for pid in self._pids():
-            process = self.describe(pid)
-            if process is None:
-                continue
-            called = process.argv[0].rpartition("/")[2] if process.argv else ""
-            if called in names or process.exe.rpartition("/")[2] in names:
-                found.append(process)
-        return found
-
     def started_at(self, pid: int) -> float | None:
         """When a process was started, in seconds since the epoch; None when it is gone. PID 1's is the node's boot."""
         proc = self._files.real("/proc")
