@@ -68,17 +68,17 @@ def locked(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress(step: str) -> Iterator[None]:
-    """Print one line for a step that takes long, its seconds at the end."""
+    """Say that a step begins that takes long, and how long it took. Steps may lie in each other."""
     started = time.monotonic()
-    say(f"{step}: building ...", end="")
+    say(f"{step}: building ...")
+    outcome = "failed after"
     try:
         yield
-    except BaseException:
-        print(" failed", file=sys.stderr, flush=True)
-        raise
-    print(f" {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        outcome = "ready in"
+    finally:
+        say(f"{step}: {outcome} {time.monotonic() - started:.0f} s")
 
 
-def say(text: str, end: str = "\n") -> None:
+def say(text: str) -> None:
     """Print one line of progress."""
-    print(f"[bed] {text}", end=end, file=sys.stderr, flush=True)
+    print(f"[bed] {text}", file=sys.stderr, flush=True)
