@@ -1,7 +1,9 @@
 """What flox-node does to a node: one module per kind of action, each with inspect, execute, revert and describe."""
 
-from flox_node.actions.base import Action, Missing, Progress, action_from_json, action_to_json
+from flox_node.actions.base import Action, Guarded, Missing, Progress, action_from_json, action_to_json
 from flox_node.actions.create_directory import CreateDirectory
+from flox_node.actions.import_image import ImportImage
+from flox_node.actions.install_units import InstallUnits
 from flox_node.actions.place_payload import PlacePayload
 from flox_node.actions.register_handler import RegisterHandler
 from flox_node.actions.switch_payload import SwitchPayload
@@ -10,6 +12,9 @@ from flox_node.actions.write_policy import WritePolicy
 __all__ = [
     "Action",
     "CreateDirectory",
+    "Guarded",
+    "ImportImage",
+    "InstallUnits",
     "Missing",
     "PlacePayload",
     "Progress",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from flox_node.errors import CorruptError
 from flox_node.host import Host
@@ -58,6 +58,19 @@ class Action(Protocol):
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> None:
         """Take it back; `purge` takes back what a plain uninstall keeps."""
+        ...
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """An action that can be unsafe on a node; it is asked before a run writes anything at all."""
+
+    def preflight(self, host: Host) -> None:
+        """Make sure that `execute` may be tried.
+
+        Raises:
+            FloxNodeError: why it may not.
+        """
         ...
 
 

@@ -3,6 +3,6 @@
 from flox_node.host.files import HostFiles
 from flox_node.host.host import Host
 from flox_node.host.processes import Completed, Processes, RunningProcess
-from flox_node.host.systemd import Systemd, UnitStatus
+from flox_node.host.systemd import Systemd, UnitSettings, UnitStatus
 
-__all__ = ["Completed", "Host", "HostFiles", "Processes", "RunningProcess", "Systemd", "UnitStatus"]
+__all__ = ["Completed", "Host", "HostFiles", "Processes", "RunningProcess", "Systemd", "UnitSettings", "UnitStatus"]

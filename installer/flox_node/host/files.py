@@ -218,7 +218,7 @@ class HostFiles:
         sync_folder(real.parent)
 
     def rename(self, path: str, target: str) -> bool:
-        """Give a file another name in its folder, durably; False when it was not there. Of two callers one gets True."""
+        """Give a file another name in its folder, durably. Of two callers one gets True, the other finds it gone."""
         real = self.real(path, follow=False)
         try:
             os.rename(real, self.real(target, follow=False))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ _NAME = "org.freedesktop.systemd1"
 _MANAGER_PATH = "/org/freedesktop/systemd1"
 _MANAGER = "org.freedesktop.systemd1.Manager"
 _CALL_TIMEOUT_S = 10.0
+_RELOAD_TIMEOUT_S = 60.0  # it runs every generator of the node
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,20 @@ class UnitStatus:
     active: str
     sub: str
     main_pid: int
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """How a service unit is set up: what decides whether restarting it is safe.
+
+    `start_command` is the argv of the first ExecStart; `files` the unit's file and its drop-ins, the last one winning.
+    """
+
+    kill_mode: str
+    stale: bool  # its files changed since systemd read them: a restart may not do what they say
+    manual_restart: bool
+    start_command: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 class Systemd(Protocol):
@@ -44,8 +60,28 @@ class Systemd(Protocol):
         """Start `unit` and wait for the job's result."""
         ...
 
+    def stop(self, unit: str, *, timeout: float) -> None:
+        """Stop `unit`, if systemd knows it, and wait for the job's result."""
+        ...
+
     def bound_units(self, unit: str) -> list[str]:
         """The units that systemd stops along with `unit` (RequiredBy, BoundBy, ConsistsOf), such as EKS' kubelet."""
+        ...
+
+    def settings(self, unit: str) -> UnitSettings:
+        """How `unit` is set up."""
+        ...
+
+    def reload(self) -> None:
+        """Have systemd read its unit files anew."""
+        ...
+
+    def run_later(self, name: str, delay_s: float, argv: Sequence[str], description: str) -> None:
+        """Run a program of the node `delay_s` seconds from now, as `<name>.service` started by `<name>.timer`.
+
+        Both live in systemd's memory until a boot. The clock is monotonic: setting the time moves nothing. A program
+        that fails is run again. What ran under this name before is replaced.
+        """
         ...
 
 
@@ -91,6 +127,73 @@ class DbusSystemd:
             _call(bus, "ResetFailedUnit", "s", unit, tolerate="NoSuchUnit")
             _job(bus, "StartUnit", unit, timeout)
 
+    def stop(self, unit: str, *, timeout: float) -> None:
+        """See `Systemd.stop`.
+
+        Raises:
+            OutsideError: the job failed or did not end within `timeout` seconds.
+        """
+        with self._bus() as bus:
+            _job(bus, "StopUnit", unit, timeout, tolerate="NoSuchUnit")
+
+    def settings(self, unit: str) -> UnitSettings:
+        """See `Systemd.settings`.
+
+        Raises:
+            OutsideError: no bus, or no such service unit.
+        """
+        with self._bus() as bus:
+            path = _call(bus, "LoadUnit", "s", unit)[0]
+
+            def of_unit(name: str) -> Any:
+                return _property(bus, path, f"{_NAME}.Unit", name)
+
+            commands = _property(bus, path, f"{_NAME}.Service", "ExecStart")
+            return UnitSettings(
+                kill_mode=_property(bus, path, f"{_NAME}.Service", "KillMode"),
+                stale=of_unit("NeedDaemonReload"),
+                manual_restart=not of_unit("RefuseManualStart") and not of_unit("RefuseManualStop"),
+                start_command=tuple(commands[0][1]) if commands else (),
+                files=tuple(file for file in (of_unit("FragmentPath"), *of_unit("DropInPaths")) if file),
+            )
+
+    def reload(self) -> None:
+        """See `Systemd.reload`.
+
+        Raises:
+            OutsideError: no bus, or systemd cannot read its units.
+        """
+        with self._bus() as bus:
+            _call(bus, "Reload", "", timeout=_RELOAD_TIMEOUT_S)
+
+    def run_later(self, name: str, delay_s: float, argv: Sequence[str], description: str) -> None:
+        """See `Systemd.run_later`.
+
+        Raises:
+            OutsideError: no bus, or systemd refuses the unit.
+        """
+        timer, service = f"{name}.timer", f"{name}.service"
+        with self._bus() as bus:
+            for unit in (timer, service):
+                _job(bus, "StopUnit", unit, _CALL_TIMEOUT_S, tolerate="NoSuchUnit")
+                _call(bus, "ResetFailedUnit", "s", unit, tolerate="NoSuchUnit")
+            when = [
+                ("Description", ("s", description)),
+                ("TimersMonotonic", ("a(st)", [("OnActiveSec", int(delay_s * 1e6))])),
+                ("AccuracyUSec", ("t", 100_000)),
+                ("RemainAfterElapse", ("b", False)),
+            ]
+            what = [
+                ("Description", ("s", description)),
+                ("Type", ("s", "simple")),  # before systemd 244 a oneshot is not restarted
+                ("ExecStart", ("a(sasb)", [(argv[0], list(argv), False)])),
+                ("Restart", ("s", "on-failure")),
+                ("RestartUSec", ("t", 2_000_000)),
+                ("StartLimitIntervalUSec", ("t", 0)),  # again and again: giving up would leave the node half done
+                ("CollectMode", ("s", "inactive-or-failed")),
+            ]
+            _call(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", timer, "replace", when, [(service, what)])
+
     def bound_units(self, unit: str) -> list[str]:
         """See `Systemd.bound_units`."""
         with self._bus() as bus:
@@ -116,13 +219,21 @@ class DbusSystemd:
             yield connection
 
 
-def _call(bus: DBusConnection, method: str, signature: str, *arguments: object, tolerate: str = "") -> tuple[Any, ...]:
+def _call(
+    bus: DBusConnection,
+    method: str,
+    signature: str,
+    *arguments: object,
+    tolerate: str = "",
+    timeout: float = _CALL_TIMEOUT_S,
+) -> tuple[Any, ...]:
     from jeepney import DBusAddress, MessageType, new_method_call
 
     address = DBusAddress(_MANAGER_PATH, bus_name=_NAME, interface=_MANAGER)
-    reply = bus.send_and_get_reply(
-        new_method_call(address, method, signature or None, arguments), timeout=_CALL_TIMEOUT_S
-    )
+    try:
+        reply = bus.send_and_get_reply(new_method_call(address, method, signature or None, arguments), timeout=timeout)
+    except (OSError, TimeoutError) as error:
+        raise OutsideError(f"systemd did not answer {method}: {error or type(error).__name__}.") from error
     if reply.header.message_type is MessageType.error:
         from jeepney import HeaderFields
 
@@ -138,33 +249,42 @@ def _property(bus: DBusConnection, path: str, interface: str, name: str) -> Any:
     from jeepney import DBusAddress, MessageType, Properties
 
     address = DBusAddress(path, bus_name=_NAME, interface=interface)
-    reply = bus.send_and_get_reply(Properties(address).get(name), timeout=_CALL_TIMEOUT_S)
+    try:
+        reply = bus.send_and_get_reply(Properties(address).get(name), timeout=_CALL_TIMEOUT_S)
+    except (OSError, TimeoutError) as error:
+        raise OutsideError(f"systemd does not tell {name}: {error or type(error).__name__}.") from error
     if reply.header.message_type is MessageType.error:
         raise OutsideError(f"systemd does not tell {name} of {path}: {reply.body}")
     return reply.body[0][1]
 
 
-def _job(bus: DBusConnection, method: str, unit: str, timeout: float) -> None:
-    """Queue a job for a unit and wait for what becomes of it.
+def _job(bus: DBusConnection, method: str, unit: str, timeout: float, *, tolerate: str = "") -> None:
+    """Queue a job for a unit and wait, all in all `timeout` seconds, for what becomes of it.
 
     systemd sends JobRemoved only to subscribed clients, and the bus routes it only to those with a match rule.
     """
     from jeepney import MatchRule, message_bus
 
     rule = MatchRule(type="signal", interface=_MANAGER, member="JobRemoved", path=_MANAGER_PATH)
-    bus.send_and_get_reply(message_bus.AddMatch(rule), timeout=_CALL_TIMEOUT_S)
-    _call(bus, "Subscribe", "")
-    with bus.filter(rule, bufsize=1024) as removed:
-        job = _call(bus, method, "ss", unit, "replace")[0]
-        while True:
-            try:
-                signal = bus.recv_until_filtered(removed, timeout=timeout)
-            except TimeoutError as error:
-                raise OutsideError(f"systemd did not end {method} of {unit} within {timeout:.0f} s.") from error
-            if signal.body[1] == job:
-                break
-    if signal.body[3] != "done":
+    end = time.monotonic() + timeout
+    try:
+        bus.send_and_get_reply(message_bus.AddMatch(rule), timeout=_CALL_TIMEOUT_S)
+        _call(bus, "Subscribe", "")
+        with bus.filter(rule, bufsize=1024) as removed:
+            answer = _call(bus, method, "ss", unit, "replace", tolerate=tolerate)
+            while answer:
+                signal = bus.recv_until_filtered(removed, timeout=max(0.0, end - time.monotonic()))
+                if signal.body[1] == answer[0]:
+                    result = signal.body[3]
+                    break
+            else:
+                return
+    except TimeoutError as error:
+        raise OutsideError(f"systemd did not end {method} of {unit} within {timeout:.0f} s.") from error
+    except OSError as error:
+        raise OutsideError(f"The node's system bus went away during {method} of {unit}: {error}.") from error
+    if result != "done":
         raise OutsideError(
-            f"systemd could not carry out {method} of {unit}: {signal.body[3]}.",
+            f"systemd could not carry out {method} of {unit}: {result}.",
             remedy=f"See `journalctl -u {unit}` on the node.",
         )

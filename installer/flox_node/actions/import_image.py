@@ -1,0 +1,74 @@
+"""The image that Flox pods name, out of the payload: no registry is needed for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.switch_payload import CURRENT
+from flox_node.containerd.images import Archive, ImageStore, read_archive
+from flox_node.errors import FloxNodeError
+from flox_node.host import Host
+
+ARCHIVE = f"{CURRENT}/images/flox-empty.tar"
+IMAGE = "docker.io/flox/empty:1.0.0"
+
+
+@register
+@dataclass(frozen=True)
+class ImportImage:
+    """Have the image in the containerd behind `socket`, pinned, so that the kubelet never collects it."""
+
+    kind: ClassVar[str] = "import-image"
+
+    socket: str
+
+    @property
+    def key(self) -> str:
+        """See Action."""
+        return self.kind
+
+    def describe(self) -> str:
+        """See Action."""
+        return f"import the image {IMAGE} into containerd"
+
+    def inspect(self, host: Host) -> Missing | None:
+        """See Action."""
+        archive = self._archive(host)
+        if archive is None:
+            return Missing(f"{ARCHIVE} is not there")
+        if self._store(host).digest_of(IMAGE, pinned=True) != archive.digest:
+            return Missing(f"{IMAGE} is not in containerd, or not pinned")
+        return None
+
+    def preview(self, host: Host) -> str:
+        """See Action."""
+        return ""
+
+    def capture(self, host: Host) -> Before | None:
+        """See Action."""
+        return None if self._store(host).digest_of(IMAGE) is not None else {"created": True}
+
+    def execute(self, host: Host, progress: Progress) -> None:
+        """See Action."""
+        archive = self._archive(host)
+        if archive is not None:  # a payload without it relies on a registry
+            self._store(host).put(archive)
+
+    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
+        """Remove the image if an install brought it. A containerd that is down keeps it: it costs a kilobyte."""
+        if not before.get("created"):
+            return
+        try:
+            self._store(host).remove(IMAGE)
+        except FloxNodeError:
+            if host.processes.socket_owner(self.socket) is not None:
+                raise
+
+    def _store(self, host: Host) -> ImageStore:
+        return ImageStore(host.files.real(self.socket))
+
+    def _archive(self, host: Host) -> Archive | None:
+        data = host.files.read_optional(ARCHIVE)
+        return None if data is None else read_archive(data)
