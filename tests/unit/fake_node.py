@@ -144,6 +144,8 @@ class FakeProcesses:
         return f"/usr/sbin/{name}"
 
     def socket_owner(self, socket: str) -> RunningProcess | None:
+        if socket != SOCKET:
+            return None
         return RunningProcess(
             321, "/usr/bin/containerd", ("/usr/bin/containerd",), "containerd.service", ("/usr/sbin",)
         )

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 HostRoot = Annotated[
     Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
 ]
-Socket = Annotated[str, typer.Option("--socket", help="The kubelet's CRI socket, as the node names it.")]
+Socket = Annotated[
+    str | None,
+    typer.Option(
+        "--socket", help="The kubelet's CRI socket, as the node names it.", show_default="what the kubelet uses"
+    ),
+]
+PlatformName = Annotated[
+    str | None,
+    typer.Option("--platform", help="What this node is (see docs/reference.md).", show_default="found by its signs"),
+]
 PayloadPath = Annotated[
     Path, typer.Option("--payload", help="The payload: a folder, or one .tar.zst or .tar.gz.", show_default=False)
 ]
@@ -24,8 +33,8 @@ Adopt = Annotated[
     typer.Option("--adopt", help="Replace a handler `flox` that somebody else registered; uninstall brings it back."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
-_DEFAULT_ROOT = Path("/")
-_DEFAULT_SOCKET = "/run/containerd/containerd.sock"
+DEFAULT_ROOT = Path("/")
+DEFAULT_SOCKET: str | None = None
 
 
 def mount(app: typer.Typer) -> None:
@@ -38,20 +47,26 @@ def mount(app: typer.Typer) -> None:
 
 def plan(
     payload: PayloadPath,
-    host_root: HostRoot = _DEFAULT_ROOT,
-    socket: Socket = _DEFAULT_SOCKET,
+    host_root: HostRoot = DEFAULT_ROOT,
+    socket: Socket = DEFAULT_SOCKET,
     adopt: Adopt = False,
+    platform: PlatformName = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
     from flox_node import plan as runs
     from flox_node.host import Host
     from flox_node.payload import open_payload
+    from flox_node.plan.platforms import recognise
 
-    steps = runs.preview(Host.at(host_root), open_payload(payload), runs.Settings(socket, adopt))
+    host, settings = Host.at(host_root), runs.Settings(socket, adopt, platform)
+    recognised = recognise(host, socket=socket, named=platform)
+    steps = runs.preview(host, open_payload(payload), settings)
     if as_json:
-        _print_json(steps=_steps(steps))
+        _print_json(platform=recognised.platform.name, steps=_steps(steps))
         return
+    why = ", ".join(map(str, recognised.signs)) or ("named" if platform else "nothing says otherwise")
+    typer.echo(f"This node: {recognised.platform.title} ({why}).")
     for step in steps:
         mark = "=" if step.outcome is runs.Outcome.ALREADY else "+"
         typer.echo(f"{mark} {step.description}" + (f"  ({step.reason})" if step.reason else ""))
@@ -63,9 +78,10 @@ def plan(
 
 def install(
     payload: PayloadPath,
-    host_root: HostRoot = _DEFAULT_ROOT,
-    socket: Socket = _DEFAULT_SOCKET,
+    host_root: HostRoot = DEFAULT_ROOT,
+    socket: Socket = DEFAULT_SOCKET,
     adopt: Adopt = False,
+    platform: PlatformName = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
@@ -77,7 +93,9 @@ def install(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    steps = runs.install(Host.at(host_root), open_payload(payload), runs.Settings(socket, adopt), _reporter(as_json))
+    steps = runs.install(
+        Host.at(host_root), open_payload(payload), runs.Settings(socket, adopt, platform), _reporter(as_json)
+    )
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:
         _print_json(changed=changed, steps=_steps(steps))
@@ -85,7 +103,7 @@ def install(
         typer.echo("The handler flox is live." if changed else "Nothing to do: the handler flox is live.")
 
 
-def status(host_root: HostRoot = _DEFAULT_ROOT, socket: Socket = _DEFAULT_SOCKET, as_json: AsJson = False) -> None:
+def status(host_root: HostRoot = DEFAULT_ROOT, socket: Socket = DEFAULT_SOCKET, as_json: AsJson = False) -> None:
     """Tell what is installed, whether the handler is live, and what differs from the receipt (then exit 7)."""
     from flox_node import plan as runs
     from flox_node.errors import DriftError
@@ -101,8 +119,8 @@ def status(host_root: HostRoot = _DEFAULT_ROOT, socket: Socket = _DEFAULT_SOCKET
 
 
 def uninstall(
-    host_root: HostRoot = _DEFAULT_ROOT,
-    socket: Socket = _DEFAULT_SOCKET,
+    host_root: HostRoot = DEFAULT_ROOT,
+    socket: Socket = DEFAULT_SOCKET,
     purge: Annotated[
         bool, typer.Option("--purge", help="Remove the store and the policy too, if an install made them.")
     ] = False,
@@ -143,6 +161,7 @@ def _print_status(found: Any) -> None:
 
     table = Table(show_header=False, box=None)
     table.add_row("installed", f"flox-node {found.version}, payload {found.payload_id}" if found.installed else "no")
+    table.add_row("platform", found.platform or "?")
     table.add_row("handler flox", "live" if found.handler_live else "not live")
     table.add_row("containerd", f"{found.containerd_version or '?'}  {found.containerd_config}")
     if found.interrupted:

@@ -8,10 +8,11 @@ from flox_node.actions import Action, CreateDirectory, PlacePayload, RegisterHan
 from flox_node.actions.switch_payload import BIN, PREFIX
 from flox_node.containerd import daemon
 from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.registration import Plain, to_json
+from flox_node.containerd.registration import to_json
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 from flox_node.payload import Payload
+from flox_node.plan import platforms
 
 HANDLER = "flox"
 SHIM = f"{BIN}/flox-runtime"
@@ -22,22 +23,30 @@ _LINKED = ("flox", "flox-node", "flox-node-realise")
 class Settings:
     """What an administrator may choose.
 
-    `socket` is the kubelet's CRI socket; `adopt` replaces a handler `flox` of somebody else's until the uninstall.
+    `socket` is the kubelet's CRI socket and `platform` the name of what this node is: found where None. `adopt`
+    replaces a handler `flox` of somebody else's until the uninstall.
     """
 
-    socket: str = daemon.DEFAULT_SOCKET
+    socket: str | None = None
     adopt: bool = False
+    platform: str | None = None
 
 
 def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
     """The actions of an install, in order: first what no one uses yet, last the one that makes it live.
 
     Raises:
-        RefusedError: no containerd behind the socket, or no inner runtime on the node.
+        RefusedError: a platform where nothing can be done, signs of platforms that contradict each other, no containerd
+            behind the socket, or no inner runtime on the node.
         OutsideError: the CRI does not answer.
     """
-    found = daemon.find(host, settings.socket)
-    running = daemon.cri(host, settings.socket).wait(10.0)
+    socket = daemon.cri_socket(host, settings.socket)
+    platform = platforms.recognise(host, socket=socket, named=settings.platform).platform
+    if platform.refusal is not None:
+        raise RefusedError(platform.refusal.reason, remedy=platform.refusal.instead)
+    found = daemon.find(host, socket)
+    running = daemon.cri(host, socket).wait(10.0)
+    registration = platform.register(found.config_path, host.files)
     return (
         CreateDirectory("/opt"),
         CreateDirectory(PREFIX),
@@ -48,7 +57,7 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         PlacePayload.of(payload),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
-        RegisterHandler(to_json(Plain(found.config_path)), settings.socket, HANDLER, SHIM, settings.adopt),
+        RegisterHandler(to_json(registration), socket, HANDLER, SHIM, settings.adopt),
     )
 
 

@@ -154,7 +154,7 @@ def _receipt(host: Host, payload: Payload, ledger: Ledger) -> Receipt:
 def _refuse_while_in_use(host: Host, settings: Settings) -> None:
     users = [
         f"{sandbox.namespace}/{sandbox.name}"
-        for sandbox in daemon.cri(host, settings.socket).sandboxes()
+        for sandbox in daemon.cri(host, daemon.cri_socket(host, settings.socket)).sandboxes()
         if sandbox.handler == HANDLER and sandbox.ready
     ]
     if users:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flox_node.containerd import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
-from flox_node.plan import drift
+from flox_node.plan import drift, platforms
 from flox_node.plan.planner import HANDLER, Settings
 from flox_node.state.ledger import Ledger
 
@@ -25,6 +25,7 @@ class NodeStatus:
     containerd_config: str
     drift: tuple[drift.Drift, ...]
     problem: str = ""
+    platform: str = ""
 
 
 def status(host: Host, settings: Settings) -> NodeStatus:
@@ -34,11 +35,13 @@ def status(host: Host, settings: Settings) -> NodeStatus:
         CorruptError, RefusedError: the receipt cannot be read.
     """
     ledger = Ledger.load(host.files)
-    version = config = problem = ""
+    version = config = problem = platform = ""
     live = False
     try:
-        config = daemon.find(host, settings.socket, patience_s=0).config_path
-        running = daemon.cri(host, settings.socket).status()
+        socket = daemon.cri_socket(host, settings.socket)
+        platform = platforms.recognise(host, socket=socket, named=settings.platform).platform.name
+        config = daemon.find(host, socket, patience_s=0).config_path
+        running = daemon.cri(host, socket).status()
         version, live = running.version, HANDLER in running.handlers
     except FloxNodeError as error:
         problem = error.cause
@@ -53,4 +56,5 @@ def status(host: Host, settings: Settings) -> NodeStatus:
         containerd_config=config,
         drift=drift.find(host, ledger),
         problem=problem,
+        platform=platform,
     )

@@ -1,0 +1,26 @@
+"""EKS on Amazon Linux 2: bootstrap.sh copies the image's file over the configuration when the two differ."""
+
+from flox_node.containerd.effective import Reader
+from flox_node.containerd.registration import Copied, Registration
+from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+
+_SOURCE = "/etc/eks/containerd/containerd-config.toml"
+
+
+def _register(config: str, _reader: Reader) -> Registration:
+    return Copied(config, _SOURCE)
+
+
+PLATFORM = Platform(
+    name="eks-al2",
+    title="EKS, Amazon Linux 2",
+    layer=Layer.HOST,
+    signs=(
+        Sign(SignKind.FILE, "/etc/eks/bootstrap.sh"),
+        Sign(SignKind.OS, "ID=amzn&VERSION_ID=2"),
+        Sign(SignKind.FILE, _SOURCE),
+    ),
+    durable=f"{_SOURCE}, and /etc/containerd/config.toml",
+    rewritten="bootstrap.sh, whenever it runs",
+    register=_register,
+)

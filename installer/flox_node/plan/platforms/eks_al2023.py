@@ -1,0 +1,24 @@
+"""EKS on Amazon Linux 2023: nodeadm writes the configuration at every boot."""
+
+from flox_node.containerd.effective import Reader
+from flox_node.containerd.registration import NodeConfig, Registration
+from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+
+
+def _register(config: str, _reader: Reader) -> Registration:
+    return NodeConfig(config)
+
+
+PLATFORM = Platform(
+    name="eks-al2023",
+    title="EKS, Amazon Linux 2023",
+    layer=Layer.HOST,
+    signs=(
+        Sign(SignKind.FILE, "/usr/bin/nodeadm"),
+        Sign(SignKind.OS, "ID=amzn&VERSION_ID=2023"),
+        Sign(SignKind.FILE, "/etc/eks/nodeadm.d"),
+    ),
+    durable="/etc/eks/nodeadm.d/50-flox-node.yaml",
+    rewritten="nodeadm, at every boot",
+    register=_register,
+)

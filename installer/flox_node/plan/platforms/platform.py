@@ -1,0 +1,89 @@
+"""What a platform is: data, and the one decision that is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from flox_node.containerd.effective import Reader
+from flox_node.containerd.registration import Plain, Registration
+
+
+class SignKind(StrEnum):
+    """Where a sign is looked for."""
+
+    SOCKET = "socket"  # the kubelet's CRI socket
+    UNIT = "unit"  # the systemd unit of the process that serves it
+    PROGRAM = "program"  # that process' executable
+    CONFIG = "config"  # the configuration that it was started with
+    FILE = "file"  # a file or folder of the node
+    OS = "os"  # a line of /etc/os-release
+    ROOT = "root"  # what the root file system is mounted from
+
+
+LIVE = frozenset({SignKind.SOCKET, SignKind.UNIT, SignKind.PROGRAM, SignKind.CONFIG})
+"""Signs of what runs now. Files may be left over from another installation; these cannot."""
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A pattern (as in a shell, several with `|` between them) for one kind of fact."""
+
+    kind: SignKind
+    pattern: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.pattern}"
+
+
+class Layer(IntEnum):
+    """What lies inside what: the highest layer that is found is what the node is (k3s in kind is k3s)."""
+
+    FALLBACK = 0  # any node with a containerd of its own
+    HOST = 1  # an operating system, or a cloud's node
+    CONTAINER = 2  # a node in a container
+    TOOL = 3  # built on such a container (minikube on kind's)
+    DISTRIBUTION = 4  # brings its own containerd
+    REFUSED = 5  # whatever runs on it, nothing can be installed there
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why nothing can be done here, and what to do instead."""
+
+    reason: str
+    instead: str
+
+
+def _plain(config: str, _reader: Reader) -> Registration:
+    return Plain(config)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One kind of node.
+
+    It is found when `needed` of its `signs` hold. `durable` names the file that says the handler for good, `rewritten`
+    who writes the configuration anew and when. `register` decides how a handler is registered, from the path of the
+    configuration that containerd was started with and the node's files. `restart_deadline_s`: within it the CRI must
+    answer after a restart of containerd's unit, which on some platforms is a control plane's unit too.
+    """
+
+    name: str
+    title: str
+    layer: Layer
+    signs: tuple[Sign, ...]
+    durable: str
+    rewritten: str = "nobody"
+    socket: str = "/run/containerd/containerd.sock"
+    units: tuple[str, ...] = ("containerd.service",)
+    restart_deadline_s: float = 60.0
+    needed: int = 2
+    refusal: Refusal | None = None
+    register: Callable[[str, Reader], Registration] = _plain
+
+
+def refused(name: str, title: str, signs: tuple[Sign, ...], reason: str, instead: str) -> Platform:
+    """A platform where nothing is done. One sign is enough: a refusal writes nothing, and can be overridden."""
+    return Platform(name, title, Layer.REFUSED, signs, "none", needed=1, refusal=Refusal(reason, instead))
