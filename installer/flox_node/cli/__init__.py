@@ -10,8 +10,8 @@ from typing import NoReturn
 import typer
 
 from flox_node import __version__
+from flox_node.cli import doctor, node
 from flox_node.cli.containerd import app as containerd
-from flox_node.cli.node import mount
 from flox_node.cli.payload import app as payload
 from flox_node.cli.policy import app as policy
 from flox_node.errors import FloxNodeError, OutsideError
@@ -26,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-mount(app)
+node.mount(app)
+doctor.mount(app)
 app.add_typer(payload, name="payload")
 app.add_typer(containerd, name="containerd")
 app.add_typer(policy, name="policy")

@@ -32,9 +32,22 @@ Adopt = Annotated[
     bool,
     typer.Option("--adopt", help="Replace a handler `flox` that somebody else registered; uninstall brings it back."),
 ]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        min=10,
+        help="Seconds after which a restart of containerd that is not confirmed is undone.",
+        show_default="the platform's",
+    ),
+]
+RestartsPerHour = Annotated[
+    int, typer.Option("--restarts-per-hour", min=1, help="Refuse to restart containerd more often than that.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 DEFAULT_ROOT = Path("/")
 DEFAULT_SOCKET: str | None = None
+_RESTARTS_PER_HOUR = 6
 
 
 def mount(app: typer.Typer) -> None:
@@ -82,6 +95,8 @@ def install(
     socket: Socket = DEFAULT_SOCKET,
     adopt: Adopt = False,
     platform: PlatformName = None,
+    deadline: Deadline = None,
+    restarts_per_hour: RestartsPerHour = _RESTARTS_PER_HOUR,
     as_json: AsJson = False,
 ) -> None:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
@@ -93,9 +108,8 @@ def install(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    steps = runs.install(
-        Host.at(host_root), open_payload(payload), runs.Settings(socket, adopt, platform), _reporter(as_json)
-    )
+    settings = runs.Settings(socket, adopt, platform, deadline, restarts_per_hour)
+    steps = runs.install(Host.at(host_root), open_payload(payload), settings, _reporter(as_json))
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:
         _print_json(changed=changed, steps=_steps(steps))
@@ -143,6 +157,8 @@ def _reporter(as_json: bool) -> Any:
         if not as_json:
             seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
             typer.echo(f"{step.outcome:>8}  {step.description}{seconds}", err=True)
+            for note in step.steps:
+                typer.echo(f"          {note}", err=True)
 
     return report
 

@@ -1,0 +1,99 @@
+"""`flox-node doctor|collect`: why Flox pods do not run on this node, and everything a helper needs to find out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flox_node.cli.node import DEFAULT_ROOT, DEFAULT_SOCKET, AsJson, HostRoot, Socket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flox_node.plan.doctor import Result
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands to the top level."""
+    app.command(epilog="Example: flox-node doctor --deep")(doctor)
+    app.command(epilog="Example: flox-node collect -o support.tar.gz")(collect)
+
+
+def doctor(
+    host_root: HostRoot = DEFAULT_ROOT,
+    socket: Socket = DEFAULT_SOCKET,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the payload, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show what is well, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what keeps Flox pods from running here; each finding with its remedy. Exits with 7 on a problem.
+
+    Writes nothing but probe files, which it removes. A node without flox-node can be examined, too.
+    """
+    from flox_node.errors import DriftError
+    from flox_node.host import Host
+    from flox_node.plan import Settings
+    from flox_node.plan.doctor import State, examine
+
+    results = examine(Host.at(host_root), Settings(socket), deep=deep)
+    if as_json:
+        typer.echo(json.dumps({"checks": [dataclasses.asdict(result) for result in results]}))
+    else:
+        _show(results, everything=everything)
+    if any(result.state is State.PROBLEM for result in results):
+        raise typer.Exit(DriftError.exit_code)
+
+
+def collect(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write, a .tar.gz.", show_default=False)],
+    host_root: HostRoot = DEFAULT_ROOT,
+    socket: Socket = DEFAULT_SOCKET,
+) -> None:
+    """Pack what a helper needs (receipt, configuration, doctor, logs) into one archive, with no secret in it.
+
+    Tokens, registry credentials and the values of environment variables are left out; read it before you pass it on.
+    """
+    from flox_node.errors import UsageError
+    from flox_node.host import Host
+    from flox_node.plan import Settings
+    from flox_node.plan.bundle import collect as pack
+
+    bundle = pack(Host.at(host_root), Settings(socket))
+    try:
+        output.touch(0o600, exist_ok=False)
+        output.write_bytes(bundle.archive)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
+    typer.echo(f"{output}: {len(bundle.members)} files, {len(bundle.archive) >> 10} KiB.")
+
+
+def _show(results: Sequence[Result], *, everything: bool) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flox_node.plan.doctor import State
+
+    colours = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "red", State.SKIPPED: "dim"}
+    shown = [result for result in results if everything or result.state in (State.WARNING, State.PROBLEM)]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for result in shown:
+        colour = colours[result.state]
+        text = escape(result.title + (f": {result.cause}" if result.cause else ""))
+        table.add_row(f"[{colour}]{result.state}[/]", result.id, text)
+        if result.remedy:
+            table.add_row("", "", f"-> {escape(result.remedy)}")
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    if shown:
+        console.print(table)
+    counts = {state: sum(result.state is state for result in results) for state in State}
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")

@@ -1,0 +1,225 @@
+"""The machine: folders, space, SELinux, Nix, the kubelet and its labels."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from flox_node.host import selinux
+from flox_node.host.probes import FolderProbe, Space, space, try_folder
+from flox_node.host.selinux import Mode
+from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, told
+from flox_node.plan.doctor.node import Node
+
+LEAST_BYTES = 1 << 30  # an environment of a common size, and room for the next
+LEAST_INODES = 20_000
+LABEL = "flox.dev/enabled"
+TAINT = "flox.dev/not-ready"
+_LABELLED = ("/nix", "/nix/store", "/opt/flox-node", "/opt/flox-node/current/bin/flox-runtime")
+_NIX_MARKS = ("/etc/nix/nix.conf", "/nix/var/nix/daemon-socket/socket", "/etc/systemd/system/nix-daemon.service")
+_KUBELET_FILES = ("/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet")
+_RANCHER_FILES = ("/etc/rancher/k3s/config.yaml", "/etc/rancher/rke2/config.yaml")
+_LABEL_FLAGS = ("--node-label", "--register-with-taints")
+_LIKE_OURS = re.compile(r"(?<![\w./-])(flox[\w.-]*(?:/[\w.-]+)?)[=:]\s*\"?([\w.-]*)")
+
+
+def _targets(node: Node) -> list[FolderProbe]:
+    config_folder = posixpath.dirname(node.config_path)
+    return [
+        try_folder(node.host, folder, execute=folder in ("/opt", "/nix"))
+        for folder in ("/opt", "/nix", config_folder, "/var/lib", "/etc/systemd/system")
+    ]
+
+
+def decide_writable(probes: list[FolderProbe]) -> Verdict:
+    """Found by really writing: mount options and attributes do not tell all."""
+    return told([f"{probe.folder}: {probe.not_writable}" for probe in probes if probe.not_writable])
+
+
+def decide_executable(probes: list[FolderProbe]) -> Verdict:
+    """Found by really running a program there."""
+    return told([f"{probe.folder}: {probe.not_executable}" for probe in probes if probe.not_executable])
+
+
+def _space(node: Node) -> list[Space]:
+    return [space(node.host, folder) for folder in ("/nix", "/opt", "/var/lib")]
+
+
+def decide_bytes(spaces: list[Space]) -> Verdict:
+    """Only /nix needs much; a few MiB do for the rest."""
+    causes = [
+        f"{each.folder}: {each.free_bytes >> 20} MiB free"
+        for each in spaces
+        if each.free_bytes < (LEAST_BYTES if each.folder == "/nix" else LEAST_BYTES >> 6)
+    ]
+    return told(causes, otherwise=", ".join(f"{each.folder} {each.free_bytes >> 20} MiB" for each in spaces))
+
+
+def decide_inodes(spaces: list[Space]) -> Verdict:
+    """A store is many small files, and views are hard links with folders of their own."""
+    causes = [
+        f"{each.folder}: {each.free_inodes} inodes free"
+        for each in spaces
+        if each.free_inodes is not None and each.free_inodes < (LEAST_INODES if each.folder == "/nix" else 1000)
+    ]
+    return told(causes)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What SELinux does here, and which of our files carry another type than they should: path, has, should."""
+
+    mode: Mode
+    wrong: tuple[tuple[str, str, str], ...]
+
+
+def _selinux(node: Node) -> Labels:
+    mode = selinux.mode(node.host.files.root)
+    wrong = []
+    for path in _LABELLED if mode is not Mode.ABSENT and node.installed else ():
+        real = node.host.files.real(path)
+        should = selinux.type_of("/" + str(real.relative_to(node.host.files.root)))
+        has = selinux.type_at(real)
+        if real.exists() and should is not None and has != should:
+            wrong.append((path, has or "no label", should))
+    return Labels(mode, tuple(wrong))
+
+
+def decide_selinux(labels: Labels) -> Verdict:
+    """A wrong type stops things where SELinux is enforcing, and only there."""
+    causes = [f"{path} has the type {has} instead of {should}" for path, has, should in labels.wrong]
+    return told(causes, otherwise=labels.mode, state=State.PROBLEM if labels.mode is Mode.ENFORCING else State.WARNING)
+
+
+def _nix_folder(node: Node) -> list[tuple[str, str]]:
+    links = ((path, node.host.files.readlink(path)) for path in ("/nix", "/nix/store"))
+    return [(path, target) for path, target in links if target is not None]
+
+
+def decide_nix_folder(links: list[tuple[str, str]]) -> Verdict:
+    """Nix resolves its store's path and refuses a symlink in it."""
+    return told([f"{path} is a symlink to {target}" for path, target in links])
+
+
+def _foreign_nix(node: Node) -> list[str]:
+    found = [path for path in _NIX_MARKS if node.host.files.lexists(path)]
+    found += [f"nix-daemon (pid {process.pid})" for process in node.host.processes.named("nix-daemon")]
+    groups = node.host.files.read_optional("/etc/group") or b""
+    return [*found, *(["the group nixbld"] if re.search(rb"^nixbld:", groups, re.MULTILINE) else [])]
+
+
+def decide_foreign_nix(found: list[str]) -> Verdict:
+    """It does no harm by itself: flox-node's Nix has its own settings. But its collector works on the same store."""
+    return told([f"another Nix is or was installed here: {', '.join(found)}"] if found else [], state=State.WARNING)
+
+
+def _kubelet(node: Node) -> list[str]:
+    return [f"{process.argv[0] if process.argv else process.exe} (pid {process.pid})" for process in node.kubelets]
+
+
+def decide_kubelet(found: list[str]) -> Verdict:
+    """Without a kubelet there are no pods."""
+    return ok(", ".join(found)) if found else problem("no kubelet, k3s, RKE2, k0s or MicroK8s runs on this node")
+
+
+def _labels(node: Node) -> dict[str, str]:
+    """The words about Flox in what the kubelet is given as labels and taints, by where they stand."""
+    given = {}
+    for process in node.kubelets:
+        wanted = [
+            argument
+            for before, argument in zip(("", *process.argv), process.argv, strict=False)
+            if any(
+                name.startswith(("--node-labels", "--node-label", "--register-with-taints"))
+                for name in (before, argument)
+            )
+        ]
+        given[f"the arguments of pid {process.pid}"] = "\n".join(wanted)
+    for path in (*_KUBELET_FILES, *_RANCHER_FILES):
+        data = node.host.files.read_optional(path)
+        if data is not None:
+            given[path] = data.decode(errors="replace")
+    return {where: text for where, text in given.items() if "flox" in text}
+
+
+def decide_labels(given: dict[str, str]) -> Verdict:
+    """One label and one taint are ours; names that resemble them select no node."""
+    causes = []
+    for where, text in given.items():
+        for key, value in _LIKE_OURS.findall(text):
+            if key == TAINT or (key == LABEL and value in ("true", "false")):
+                continue
+            causes.append(f"{where}: {key}={value}")
+    return told([f"unknown to flox-node: {', '.join(causes)}"] if causes else [], state=State.WARNING)
+
+
+CHECKS: tuple[Check[Any], ...] = (
+    Check(
+        "targets-writable",
+        "the folders that an install writes to can be written",
+        "remount read-write; where the image is read-only by design, mount a disk there or use a supported node image",
+        _targets,
+        decide_writable,
+    ),
+    Check(
+        "targets-executable",
+        "programs can be run from /opt and /nix",
+        "remount without noexec: `mount -o remount,exec PATH`, and the same in /etc/fstab or the node image",
+        _targets,
+        decide_executable,
+    ),
+    Check(
+        "disk-space",
+        "there is room for environments",
+        "free disk space, mount a larger disk, or move the store with `flox-node install --nix-dir DIR`",
+        _space,
+        decide_bytes,
+    ),
+    Check(
+        "inodes",
+        "there are inodes for environments",
+        "remove small files, or put the store on a file system with more inodes with `flox-node install --nix-dir DIR`",
+        _space,
+        decide_inodes,
+    ),
+    Check(
+        "selinux",
+        "our files carry the SELinux types that containerd, systemd and containers need",
+        "`semanage fcontext -a -t usr_t '/nix(/.*)?'` (bin_t for /opt/flox-node/payloads/*/bin), then `restorecon -R` "
+        "on the named paths",
+        _selinux,
+        decide_selinux,
+    ),
+    Check(
+        "nix-folder",
+        "/nix is a folder and no symlink",
+        "remove the link and install with `flox-node install --nix-dir DIR`, which mounts DIR at /nix",
+        _nix_folder,
+        decide_nix_folder,
+    ),
+    Check(
+        "foreign-nix",
+        "no other Nix uses this store",
+        "nothing has to be done: flox-node keeps the store and that Nix' settings; do not delete its garbage "
+        "collection roots below /nix/var/nix/gcroots/flox-node. Left-overs of a removed Nix can go",
+        _foreign_nix,
+        decide_foreign_nix,
+    ),
+    Check(
+        "kubelet-running",
+        "a kubelet runs",
+        "`systemctl start kubelet`, `journalctl -u kubelet`",
+        _kubelet,
+        decide_kubelet,
+    ),
+    Check(
+        "labels",
+        "the kubelet's own labels about Flox are known",
+        "the label is flox.dev/enabled=true and the startup taint flox.dev/not-ready; remove the others from the "
+        "kubelet's settings and the node",
+        _labels,
+        decide_labels,
+    ),
+)
