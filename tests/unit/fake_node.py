@@ -7,8 +7,10 @@ The CRI server speaks real gRPC over a real socket, so the product's own client 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +20,9 @@ from typing import Any
 
 import grpc
 
+from flox_node.containerd.grpc import as_bytes, fields
 from flox_node.errors import OutsideError
-from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitStatus
+from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitSettings, UnitStatus
 
 CONFIG = "/etc/containerd/config.toml"
 SOCKET = "/run/containerd/containerd.sock"
@@ -44,8 +47,9 @@ class FakeContainerd:
         self.root, self.version = root, version
         self.handlers: dict[str, Any] = {}
         self.sandboxes: list[tuple[str, str]] = []  # name, handler
+        self.images = FakeImages()
         self.restarts = 0
-        self.ignore_handlers: set[str] = set()  # a daemon that does not bring these up
+        self.ignore_handlers: set[str] = set()  # with flox in its configuration it does not bring these up
         self.refuses_to_start = False
         self.read_config()
 
@@ -58,7 +62,7 @@ class FakeContainerd:
         self.handlers = {
             name: {"runtimeType": runtime.get("runtime_type"), "options": runtime.get("options")}
             for name, runtime in table.items()
-            if name not in self.ignore_handlers
+            if name not in self.ignore_handlers or "flox" not in table
         }
 
     def answer(self, method: str) -> bytes:
@@ -90,6 +94,8 @@ class FakeContainerd:
             for name in ("Version", "Status", "ListPodSandbox", "ListContainers")
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("runtime.v1.RuntimeService", methods),))
+        for service, names in self.images.services().items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, names),))
         server.add_insecure_port(f"unix://{self.root}{SOCKET}")
         server.start()
         try:
@@ -98,12 +104,77 @@ class FakeContainerd:
             server.stop(None).wait()
 
 
+class FakeImages:
+    """containerd's images by name, each as the message that it was made with."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[bytes, bytes] = {}
+        self.blobs: set[bytes] = set()
+
+    def services(self) -> dict[str, dict[str, Any]]:
+        one = grpc.unary_unary_rpc_method_handler
+        stream = grpc.stream_stream_rpc_method_handler
+        return {
+            "containerd.services.images.v1.Images": {
+                "List": one(lambda request, _: self._list(request)),
+                "Create": one(lambda request, _: self._put(request)),
+                "Update": one(lambda request, _: self._put(request)),
+            },
+            "containerd.services.leases.v1.Leases": {name: one(lambda *_: b"") for name in ("Create", "Delete")},
+            "containerd.services.content.v1.Content": {
+                "Info": one(self._info),
+                "Write": stream(lambda requests, _: map(self._write, requests)),
+            },
+            "runtime.v1.ImageService": {"RemoveImage": one(lambda request, _: self._remove(request))},
+        }
+
+    def _list(self, request: bytes) -> bytes:
+        name = bytes(as_bytes(dict(fields(request))[1])).removeprefix(b"name==")
+        return _field(1, self.by_name[name]) if name in self.by_name else b""
+
+    def _put(self, request: bytes) -> bytes:
+        image = as_bytes(dict(fields(request))[1])
+        self.by_name[as_bytes(dict(fields(image))[1])] = image
+        return b""
+
+    def _remove(self, request: bytes) -> bytes:
+        self.by_name.pop(as_bytes(dict(fields(as_bytes(dict(fields(request))[1])))[1]), None)
+        return b""
+
+    def _info(self, request: bytes, context: Any) -> bytes:
+        if dict(fields(request))[1] not in self.blobs:
+            context.abort(grpc.StatusCode.NOT_FOUND, "content: not found")
+        return b""
+
+    def _write(self, request: bytes) -> bytes:
+        self.blobs.add(as_bytes(dict(fields(request))[4]))
+        return b""
+
+
+_SYSTEMCTL = """\
+#!/bin/sh
+[ "$1" = is-active ] && exit 1
+echo "$*" >>"$0.log"
+[ ! -e "$0.fails" ]
+"""
+
+
 class FakeSystemd:
-    """systemd with two units: containerd, and a kubelet that is bound to it as on EKS."""
+    """systemd with two units: containerd, and a kubelet that is bound to it as on EKS.
+
+    What is to run later is the real script with the real `sh`, below the node's root; only its systemctl is a stub.
+    """
 
     def __init__(self, containerd: FakeContainerd) -> None:
         self._containerd = containerd
+        self._timers: dict[str, threading.Timer] = {}
         self.active = {"containerd.service": True, "kubelet.service": True}
+        self.unit = UnitSettings("process", False, True, ("/usr/bin/containerd",), ("/lib/containerd.service",))
+        self.reloads = 0
+        self._systemctl = containerd.root.parent / f"{containerd.root.name}-bin/systemctl"
+        self._systemctl.parent.mkdir()
+        self._systemctl.write_text(_SYSTEMCTL)
+        self._systemctl.chmod(0o755)
 
     def status(self, unit: str) -> UnitStatus:
         active = self.active[unit]
@@ -117,6 +188,35 @@ class FakeSystemd:
 
     def start(self, unit: str, *, timeout: float) -> None:
         self.active[unit] = True
+
+    def stop(self, unit: str, *, timeout: float) -> None:
+        self.active.pop(unit, None)
+        if timer := self._timers.pop(unit.removesuffix(".timer"), None):
+            timer.cancel()
+
+    def settings(self, unit: str) -> UnitSettings:
+        return self.unit
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+    def run_later(self, name: str, delay_s: float, argv: Sequence[str], description: str) -> None:
+        self.stop(f"{name}.timer", timeout=1)
+        timer = self._timers[name] = threading.Timer(delay_s, self._run, [argv])
+        timer.daemon = True
+        timer.start()
+
+    def _run(self, argv: Sequence[str]) -> None:
+        shell, script, mode = argv
+        root = self._containerd.root
+        fails = self._systemctl.with_name("systemctl.fails")
+        if self._containerd.refuses_to_start:
+            fails.touch()
+        environment = {"PATH": f"{self._systemctl.parent}:{os.environ['PATH']}"}
+        subprocess.run([shell, f"{root}{script}", mode, root], env=environment, check=False, capture_output=True)
+        if not fails.exists():
+            self.restart("containerd.service", timeout=1)
+            self.active["kubelet.service"] = True
 
     def bound_units(self, unit: str) -> list[str]:
         return ["kubelet.service"]
@@ -136,14 +236,17 @@ class FakeProcesses:
         if argv[-1] == "--load-db":
             self._load_db(input)
             return Completed(0, b"", b"")
+        if list(argv[1:]) == ["features"] and argv[0] == "/opt/flox-node/bin/flox-runtime":
+            return Completed(0, b"{}", b"")
         if (program := self._root / argv[0].lstrip("/")).is_file():  # what was really written to the node
             return Completed(subprocess.run([program], check=False).returncode, b"", b"")
         assert list(argv[-2:]) == ["config", "dump"]
+        text = (self._root / argv[2].lstrip("/")).read_bytes()
         try:
-            tomllib.loads((self._root / argv[2].lstrip("/")).read_text())
+            tomllib.loads(text.decode())
         except tomllib.TOMLDecodeError as error:
             return Completed(1, b"", f"containerd: failed to load TOML: {error}".encode())
-        return Completed(0, b"", b"")
+        return Completed(0, text, b"")
 
     def which(self, name: str, search_path: Sequence[str]) -> str | None:
         return f"/usr/sbin/{name}"
@@ -185,7 +288,7 @@ class FakeNode:
 
     def __init__(self, root: Path, version: str = "1.7.24", config: str = KUBEADM) -> None:
         self.root = root
-        for folder in ("etc/containerd", "run", "var/lib", "opt"):
+        for folder in ("etc/containerd", "etc/systemd/system", "run", "var/lib", "opt"):
             (root / folder).mkdir(parents=True)
         (root / "etc/machine-id").write_text("0123456789abcdef\n")
         self.config = root / CONFIG.lstrip("/")

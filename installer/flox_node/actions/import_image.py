@@ -10,9 +10,10 @@ from flox_node.actions.switch_payload import CURRENT
 from flox_node.containerd.images import Archive, ImageStore, read_archive
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
+from flox_node.payload.image import REFERENCE
+from flox_node.payload.manifest import EMPTY_IMAGE
 
-ARCHIVE = f"{CURRENT}/images/flox-empty.tar"
-IMAGE = "docker.io/flox/empty:1.0.0"
+ARCHIVE = f"{CURRENT}/{EMPTY_IMAGE}"
 
 
 @register
@@ -31,15 +32,15 @@ class ImportImage:
 
     def describe(self) -> str:
         """See Action."""
-        return f"import the image {IMAGE} into containerd"
+        return f"import the image {REFERENCE} into containerd"
 
     def inspect(self, host: Host) -> Missing | None:
         """See Action."""
         archive = self._archive(host)
         if archive is None:
             return Missing(f"{ARCHIVE} is not there")
-        if self._store(host).digest_of(IMAGE, pinned=True) != archive.digest:
-            return Missing(f"{IMAGE} is not in containerd, or not pinned")
+        if self._store(host).digest_of(REFERENCE, pinned=True) != archive.digest:
+            return Missing(f"{REFERENCE} is not in containerd, or not pinned")
         return None
 
     def preview(self, host: Host) -> str:
@@ -48,12 +49,12 @@ class ImportImage:
 
     def capture(self, host: Host) -> Before | None:
         """See Action."""
-        return None if self._store(host).digest_of(IMAGE) is not None else {"created": True}
+        return None if self._store(host).digest_of(REFERENCE) is not None else {"created": True}
 
     def execute(self, host: Host, progress: Progress) -> None:
         """See Action."""
         archive = self._archive(host)
-        if archive is not None:  # a payload without it relies on a registry
+        if archive is not None:
             self._store(host).put(archive)
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> None:
@@ -61,7 +62,7 @@ class ImportImage:
         if not before.get("created"):
             return
         try:
-            self._store(host).remove(IMAGE)
+            self._store(host).remove(REFERENCE)
         except FloxNodeError:
             if host.processes.socket_owner(self.socket) is not None:
                 raise

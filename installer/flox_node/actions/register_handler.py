@@ -1,8 +1,8 @@
 """The handler in containerd's configuration, and the restart that makes it live.
 
-File and restart are one action, because neither is of use without the other and because they are undone together: first
-the old bytes, then the restart. The node's containerd proves the candidate before it is written, and the CRI itself is
-asked afterwards; when it does not answer as it must, the old bytes come back by themselves.
+Files and restart are one action, because neither is of use without the other and because they are undone together. The
+node's own containerd proves the candidate before anything is written (`containerd.proof`), the change undoes itself
+unless it is confirmed (`containerd.commit`), and it is confirmed only when the CRI itself says what it must.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
-import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
-from flox_node.containerd import daemon
+from flox_node.containerd import daemon, proof, restart
+from flox_node.containerd.change import Change, carry_out, missing_folders, write
 from flox_node.containerd.cri import CriStatus
 from flox_node.containerd.edit import Edit
 from flox_node.containerd.editor import Handler
 from flox_node.containerd.registration import Registration, from_json
 from flox_node.containerd.version import ContainerdVersion
-from flox_node.errors import FloxNodeError, OutsideError, RefusedError, RolledBackError
+from flox_node.errors import OutsideError
 from flox_node.host import Host
 from flox_node.host.files import ConcurrentWriteError
 
-RESTART_DEADLINE_S = 60.0
-_PROOF_TIMEOUT_S = 30.0
+DEADLINE_S = 60.0
+RESTARTS_PER_HOUR = 6
 
 
 @register
@@ -35,7 +35,8 @@ _PROOF_TIMEOUT_S = 30.0
 class RegisterHandler:
     """Put the handler's table where it belongs and have the containerd behind `socket` serve it.
 
-    `registration` says which files that are (see `flox_node.containerd.registration`), in its JSON form.
+    `registration` says which files that are (see `flox_node.containerd.registration`), in its JSON form. A restart that
+    is not confirmed within `deadline_s` seconds is undone; a server of k3s restarts a control plane and needs more.
     """
 
     kind: ClassVar[str] = "register-handler"
@@ -45,6 +46,8 @@ class RegisterHandler:
     handler: str
     binary_name: str
     adopt: bool = False
+    deadline_s: float = DEADLINE_S
+    restarts_per_hour: int = field(default=RESTARTS_PER_HOUR, metadata={"recorded": False}, compare=False)
 
     @property
     def key(self) -> str:
@@ -59,14 +62,15 @@ class RegisterHandler:
     def _config(self) -> str:
         return self._registration.config
 
-    @property
-    def _candidate_file(self) -> str:
-        # In the same folder, so that relative imports lead where they will; not *.toml, so that no glob takes it in.
-        return f"{self._config}.flox-node.candidate"
-
     def describe(self) -> str:
         """See Action."""
         return f"register the handler {self.handler} with the containerd of {self._config} and restart it"
+
+    def preflight(self, host: Host) -> None:
+        """See Guarded: where a restart is needed, it must be one that is safe here."""
+        if self.inspect(host) is not None:
+            found = daemon.find(host, self.socket)
+            restart.require_safe(host, found, per_hour=self.restarts_per_hour)
 
     def inspect(self, host: Host) -> Missing | None:
         """See Action: the files hold the table, and the running daemon serves it."""
@@ -90,10 +94,9 @@ class RegisterHandler:
         edits = self._edits(host, daemon.cri(host, self.socket).status())
         if not edits:
             return None
-        folders = {posixpath.dirname(edit.path) for edit in edits}
         return {
             "files": {edit.path: _remembered(edit) for edit in edits},
-            "folders": sorted(folder for folder in folders if not host.files.is_dir(folder)),
+            "folders": missing_folders(host, edits),
         }
 
     def execute(self, host: Host, progress: Progress) -> None:
@@ -101,57 +104,61 @@ class RegisterHandler:
 
         Raises:
             RefusedError: the configuration must not be edited, or the node's own containerd refuses the candidate.
+            RestartBudgetError: containerd was restarted too often.
             ConcurrentWriteError: something else writes these files, twice.
             RolledBackError: containerd did not come back with the handler; the old bytes are live again.
         """
-        found = daemon.find(host, self.socket)
-        before = daemon.cri(host, self.socket).status()
-        written: dict[str, bytes | None] = {}
+        restart.spend(host, per_hour=self.restarts_per_hour)
         try:
-            self._write(host, found, before, written)
+            self._register(host, progress)
         except ConcurrentWriteError:
-            self._write(host, found, before, written)
-        if written:
-            progress("written")
-        try:
-            after = _restart(host, found)
-            progress("restarted")
-            self._verify(before, after)
-        except FloxNodeError as error:
-            self._roll_back(host, found, written, error)
+            self._register(host, progress)
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> None:
         """The old bytes where nobody else wrote since, else our table removed; then a restart, and the CRI is asked.
 
         Raises:
+            RolledBackError: containerd does not come back without the handler; it is registered again.
             OutsideError: containerd does not come back.
         """
         found = daemon.find(host, self.socket)
-        status = daemon.cri(host, self.socket).wait(RESTART_DEADLINE_S)
-        host.files.remove(self._candidate_file)
+        status = daemon.cri(host, self.socket).wait(self.deadline_s)
         remembered: Mapping[str, Any] = before.get("files", {})
         for path in {self._config, *remembered}:
             host.files.discard_leftover(path)
-        version = ContainerdVersion.parse(status.version)
-        for edit in self._registration.withdrawals(host.files, version, self._handler()):
-            _put(host, edit.path, _exact(edit, remembered), expected=edit.before)
+        edits = [
+            Edit(edit.path, edit.before, _exact(edit, remembered))
+            for edit in self._registration.withdrawals(host.files, _version(status), self._handler())
+        ]
+        if self._is_live(status):
+            restart.require_safe(host, found)
+            change = Change(edits, self._judge_removal, dict, self.deadline_s)
+            carry_out(host, found, status, change, lambda _: None)
+        else:
+            for edit in edits:
+                write(host, edit.path, edit.after, expected=edit.before)
         for folder in before.get("folders", ()):
             if not host.files.listdir(folder):
                 host.files.remove(folder)
-        if not self._is_live(status):
-            return
-        after = _restart(host, found)
-        if self._is_live(after):
-            raise OutsideError(
-                f"containerd still serves the handler {self.handler} after its removal from {self._config}.",
-                remedy="`flox-node containerd explain` shows which file registers it.",
-            )
-        _require_former(status, after, but=self.handler)
+
+    def _register(self, host: Host, progress: Progress) -> None:
+        found = daemon.find(host, self.socket)
+        before = daemon.cri(host, self.socket).status()
+        edits = self._edits(host, before)
+        proof.try_shim(host, self.binary_name)
+        if edits:
+            unproven = proof.prove(host, found, _version(before), edits, self._handler())
+            progress(f"not proven: {unproven}" if unproven else "proven")
+        change = Change(edits, self._judge, lambda: self._without_ours(host, before), self.deadline_s)
+        carry_out(host, found, before, change, progress)
 
     def _edits(self, host: Host, status: CriStatus) -> tuple[Edit, ...]:
         """The files that still have to be written."""
-        version = ContainerdVersion.parse(status.version)
-        return self._registration.edits(host.files, version, self._handler(), adopt=self.adopt)
+        return self._registration.edits(host.files, _version(status), self._handler(), adopt=self.adopt)
+
+    def _without_ours(self, host: Host, status: CriStatus) -> dict[str, bytes | None]:
+        edits = self._registration.withdrawals(host.files, _version(status), self._handler())
+        return {edit.path: edit.after for edit in edits}
 
     def _handler(self) -> Handler:
         return Handler(name=self.handler, binary_name=self.binary_name)
@@ -160,58 +167,20 @@ class RegisterHandler:
         live = status.handlers.get(self.handler)
         return live is not None and live.binary_name == self.binary_name
 
-    def _write(self, host: Host, found: daemon.Daemon, status: CriStatus, written: dict[str, bytes | None]) -> None:
-        edits = self._edits(host, status)
-        for edit in edits:
-            if edit.path == self._config and edit.after is not None:
-                self._prove(host, found, edit.after)
-        for edit in edits:
-            host.files.mkdir(posixpath.dirname(edit.path))
-            _put(host, edit.path, edit.after, expected=edit.before)
-            written.setdefault(edit.path, edit.before)
-
-    def _prove(self, host: Host, found: daemon.Daemon, candidate: bytes) -> None:
-        """Have the node's own containerd read the candidate before it is live."""
-        host.files.write_atomic(self._candidate_file, candidate, 0o600)
-        try:
-            dump = host.processes.run(
-                [found.exe, "--config", self._candidate_file, "config", "dump"], timeout=_PROOF_TIMEOUT_S
-            )
-        finally:
-            host.files.remove(self._candidate_file)
-        if dump.returncode != 0:
-            raise RefusedError(
-                f"The node's containerd refuses {self._config} with the handler in it: {_last_line(dump.stderr)}",
-                remedy="Nothing was written. Run `flox-node containerd explain` to see what is wrong with the file.",
-            )
-
-    def _verify(self, before: CriStatus, after: CriStatus) -> None:
+    def _judge(self, before: CriStatus, after: CriStatus) -> None:
         if not self._is_live(after):
             raise OutsideError(f"containerd restarted, but does not serve the handler {self.handler}.")
         if after.handlers[self.handler].features_known is False and _default_features_known(after):
             raise OutsideError(f"containerd could not ask {self.binary_name} for its features: the shim does not run.")
-        _require_former(before, after, but=self.handler)
+        restart.require_former(before, after, but=self.handler)
 
-    def _roll_back(
-        self, host: Host, found: daemon.Daemon, written: Mapping[str, bytes | None], error: FloxNodeError
-    ) -> None:
-        for path, old in written.items():
-            _put(host, path, old)
-        try:
-            _restart(host, found)
-        except FloxNodeError as second:
+    def _judge_removal(self, before: CriStatus, after: CriStatus) -> None:
+        if self._is_live(after):
             raise OutsideError(
-                f"{error.cause} Its old configuration is back in {self._config}, but: {second.cause}",
-                remedy=f"See `journalctl -u {found.unit}` on the node.",
-            ) from error
-        raise RolledBackError(f"{error.cause} The old configuration is live again.") from error
-
-
-def _put(host: Host, path: str, data: bytes | None, *, expected: bytes | None = None) -> None:
-    if data is None:
-        host.files.remove(path)
-    else:
-        host.files.write_atomic(path, data, expected=expected)
+                f"containerd still serves the handler {self.handler} after its removal from {self._config}.",
+                remedy="`flox-node containerd explain` shows which file registers it.",
+            )
+        restart.require_former(before, after, but=self.handler)
 
 
 def _remembered(edit: Edit) -> dict[str, Any]:
@@ -235,38 +204,10 @@ def _diff(edit: Edit) -> str:
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
-def _restart(host: Host, found: daemon.Daemon) -> CriStatus:
-    """Restart the daemon's unit, start again what systemd stopped along with it, and wait until the CRI answers."""
-    bound = [unit for unit in host.systemd.bound_units(found.unit) if host.systemd.status(unit).active == "active"]
-    host.systemd.restart(found.unit, timeout=RESTART_DEADLINE_S)
-    status = daemon.cri(host, found.socket).wait(RESTART_DEADLINE_S)
-    for unit in bound:
-        # EKS' kubelet Requires=containerd: systemd stops it along, and a restart after a failed start leaves it down.
-        if host.systemd.status(unit).active != "active":
-            host.systemd.start(unit, timeout=RESTART_DEADLINE_S)
-    return status
-
-
-def _require_former(before: CriStatus, after: CriStatus, *, but: str = "") -> None:
-    lost = [
-        name
-        for name, handler in before.handlers.items()
-        if name != but and _identity(after.handlers, name) != (handler.runtime_type, dict(handler.options))
-    ]
-    if lost:
-        raise OutsideError(f"containerd restarted, but lost or changed the handler {', '.join(sorted(lost))}.")
-
-
-def _identity(handlers: Mapping[str, object], name: str) -> tuple[str, dict[str, object]] | None:
-    handler = handlers.get(name)
-    return None if handler is None else (handler.runtime_type, dict(handler.options))  # type: ignore[attr-defined]
-
-
 def _default_features_known(status: CriStatus) -> bool:
     default = status.handlers.get(status.default_handler)
     return default is not None and bool(default.features_known)
 
 
-def _last_line(stderr: bytes) -> str:
-    lines = stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no reason given"
+def _version(status: CriStatus) -> ContainerdVersion:
+    return ContainerdVersion.parse(status.version)

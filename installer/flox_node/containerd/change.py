@@ -110,27 +110,24 @@ def _compared(before: frozenset[str], after: frozenset[str]) -> str:
 
 def _take_back(host: Host, change: Change, folders: Sequence[str]) -> None:
     """The old bytes; where somebody else wrote since, what they wrote without what is ours."""
-    theirs: Mapping[str, bytes | None] | None = None
     for edit in reversed(change.edits):
         now = host.files.read_optional(edit.path)
-        if now == edit.before:
-            continue
-        back = edit.before
-        if now != edit.after:
-            if theirs is None:
-                theirs = _others(change)
-            back = theirs.get(edit.path, edit.before)
-        write(host, edit.path, back)
+        if now == edit.after:
+            write(host, edit.path, edit.before)
+        elif now != edit.before:
+            back = _without_ours(change, edit, now)
+            if back != now:
+                write(host, edit.path, back)
     for folder in folders:
         if not host.files.listdir(folder):
             host.files.remove(folder)
 
 
-def _others(change: Change) -> Mapping[str, bytes | None]:
+def _without_ours(change: Change, edit: Edit, now: bytes | None) -> bytes | None:
     try:
-        return change.others()
+        return change.others().get(edit.path, now)
     except FloxNodeError:
-        return {}  # it cannot be read any more: the old bytes are known to work
+        return edit.before  # it cannot be read any more: the old bytes are known to work
 
 
 def _go_back(

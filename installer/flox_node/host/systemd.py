@@ -269,7 +269,7 @@ def _job(bus: DBusConnection, method: str, unit: str, timeout: float, *, tolerat
     end = time.monotonic() + timeout
     try:
         bus.send_and_get_reply(message_bus.AddMatch(rule), timeout=_CALL_TIMEOUT_S)
-        _call(bus, "Subscribe", "")
+        _call(bus, "Subscribe", "", tolerate="AlreadySubscribed")
         with bus.filter(rule, bufsize=1024) as removed:
             answer = _call(bus, method, "ss", unit, "replace", tolerate=tolerate)
             while answer:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flox_node.actions import Action, CreateDirectory, PlacePayload, RegisterHandler, SwitchPayload, WritePolicy
+from flox_node.actions import (
+    Action,
+    CreateDirectory,
+    ImportImage,
+    InstallUnits,
+    PlacePayload,
+    RegisterHandler,
+    SwitchPayload,
+    WritePolicy,
+)
+from flox_node.actions.install_units import WANTS
 from flox_node.actions.switch_payload import BIN, PREFIX
+from flox_node.actions.register_handler import RESTARTS_PER_HOUR
 from flox_node.containerd import daemon
 from flox_node.containerd.cri import CriStatus
 from flox_node.containerd.registration import to_json
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 from flox_node.payload import Payload
+from flox_node.payload.manifest import EMPTY_IMAGE
 from flox_node.plan import platforms
 
 HANDLER = "flox"
@@ -24,12 +36,15 @@ class Settings:
     """What an administrator may choose.
 
     `socket` is the kubelet's CRI socket and `platform` the name of what this node is: found where None. `adopt`
-    replaces a handler `flox` of somebody else's until the uninstall.
+    replaces a handler `flox` of somebody else's until the uninstall. A restart that is not confirmed within
+    `deadline_s` seconds (None: the platform's) is undone; an install restarts containerd at most so often an hour.
     """
 
     socket: str | None = None
     adopt: bool = False
     platform: str | None = None
+    deadline_s: float | None = None
+    restarts_per_hour: int = RESTARTS_PER_HOUR
 
 
 def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
@@ -57,7 +72,18 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         PlacePayload.of(payload),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
-        RegisterHandler(to_json(registration), socket, HANDLER, SHIM, settings.adopt),
+        *([ImportImage(socket)] if any(file.path == EMPTY_IMAGE for file in payload.manifest.files) else []),
+        *(CreateDirectory(folder) for folder in WANTS),
+        InstallUnits(found.unit),
+        RegisterHandler(
+            to_json(registration),
+            socket,
+            HANDLER,
+            SHIM,
+            settings.adopt,
+            settings.deadline_s or platform.restart_deadline_s,
+            settings.restarts_per_hour,
+        ),
     )
 
 

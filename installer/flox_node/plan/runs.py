@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from flox_node import __version__
-from flox_node.actions import Action, Missing, action_from_json, action_to_json
-from flox_node.containerd import daemon
+from flox_node.actions import Action, Guarded, Missing, action_from_json, action_to_json
+from flox_node.containerd import commit, daemon
 from flox_node.errors import InUseError
 from flox_node.host import Host
 from flox_node.host.lock import exclusive
@@ -30,7 +30,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class StepResult:
-    """One action's result. `reason` says why it was needed, `diff` what it would write (in a preview)."""
+    """One action's result.
+
+    `reason` says why it was needed, `diff` what it would write (in a preview), `steps` what it told on its way.
+    """
 
     key: str
     description: str
@@ -38,6 +41,7 @@ class StepResult:
     reason: str = ""
     diff: str = ""
     seconds: float = 0.0
+    steps: tuple[str, ...] = ()
 
 
 Report = Callable[[StepResult], None]
@@ -63,8 +67,12 @@ def install(host: Host, payload: Payload, settings: Settings, report: Report) ->
         FloxNodeError: any of its kinds; what was journalled lets the next install go on and the next uninstall undo it.
     """
     with exclusive(host.files):
+        commit.settle(host)
         ledger = Ledger.load(host.files)
         actions = plan_install(host, payload, settings)
+        for action in actions:
+            if isinstance(action, Guarded):
+                action.preflight(host)
         results = [_carry_out(host, ledger, action, report) for action in actions]
         if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
             ledger.conclude(_receipt(host, payload, ledger))
@@ -80,6 +88,7 @@ def uninstall(
         InUseError: sandboxes of the handler exist (unless `force`).
     """
     with exclusive(host.files):
+        commit.settle(host)
         ledger = Ledger.load(host.files)
         if not ledger.records:
             _leave_no_state(host, ledger)
@@ -101,13 +110,18 @@ def _carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> St
         before = action.capture(host)
         _ensure_state_folder(host)
         ledger.begin(action.key, action_to_json(action), before)
+        steps: list[str] = []
+
+        def progress(step: str) -> None:
+            ledger.step(action.key, step)
+            steps.append(step)
+
         if missing is not None:
-            action.execute(host, lambda step: ledger.step(action.key, step))
+            action.execute(host, progress)
         ledger.done(action.key)
         reason = (missing or Missing("it was there, but not recorded")).reason
-        result = StepResult(
-            action.key, action.describe(), Outcome.DONE, reason, seconds=round(time.monotonic() - started, 3)
-        )
+        seconds = round(time.monotonic() - started, 3)
+        result = StepResult(action.key, action.describe(), Outcome.DONE, reason, seconds=seconds, steps=tuple(steps))
     report(result)
     return result
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from flox_node.containerd import change
 from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, RolledBackError
 from flox_node.host import HostFiles
 from flox_node.host.lock import exclusive
-from flox_node.payload import Payload, open_payload
-from flox_node.payload.build import Recipe, build
+from flox_node.payload import Payload
 from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
 from flox_node.state.ledger import JOURNAL, RECEIPT, Ledger
 from tests.unit.fake_node import KUBEADM, FakeNode
+from tests.unit.plan.conftest import HASH
 
 SETTINGS = Settings()
-_HASH = "0123456789abcdfghijklmnpqrsvwxyz"
 
 
 class Killed(BaseException):
@@ -28,38 +28,6 @@ class Killed(BaseException):
 
 def _ignore(_: StepResult) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
-    folder = tmp_path_factory.mktemp("payload")
-    name = f"/nix/store/{_HASH}-tools"
-    tools = folder / "root" / name.lstrip("/") / "bin"
-    tools.mkdir(parents=True)
-    for program in ("flox", "flox-node", "flox-node-realise", "nix-store"):
-        (tools / program).write_text(program)
-        (tools / program).chmod(0o755)
-    from flox_node.host.trees import walk
-    from flox_node.payload.nar import nar_of  # the registration needs the true hash
-
-    digest = nar_of(walk(tools.parent))
-    registration = folder / "registration"
-    registration.write_text(f"{name}\n{digest.nar_hash.removeprefix('sha256:')}\n{digest.nar_size}\n\n0\n")
-    shim = folder / "flox-runtime"
-    shim.write_bytes(b"shim")
-    entry_points = {
-        program: f"{name}/bin/{program}" for program in ("flox", "flox-node", "flox-node-realise", "nix-store")
-    }
-    recipe = Recipe(folder / "root", entry_points, shim, "0.1.0", registration=registration)
-    build(recipe, folder / "payload")
-    return open_payload(folder / "payload")
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[FakeNode]:
-    node = FakeNode(tmp_path / "node")
-    with node.containerd.serving():
-        yield node
 
 
 def test_an_install_registers_the_handler_and_restarts_containerd_once(node: FakeNode, payload: Payload) -> None:
@@ -101,7 +69,7 @@ def test_a_plain_uninstall_keeps_the_store_and_the_policy_and_a_later_purge_remo
     install(node.host, payload, SETTINGS, _ignore)
     uninstall(node.host, SETTINGS, _ignore)
     kept = set(node.tree()) - set(before)
-    assert f"nix/store/{_HASH}-tools/bin/flox" in kept
+    assert f"nix/store/{HASH}-tools/bin/flox" in kept
     assert {path.split("/")[0] for path in kept} == {"nix", "etc"}
     assert node.config.read_text() == KUBEADM
     install(node.host, payload, SETTINGS, _ignore)
@@ -222,10 +190,13 @@ def test_a_containerd_that_loses_a_former_handler_gets_its_old_bytes_back(node: 
     assert node.config.read_text() == KUBEADM
 
 
-def test_a_containerd_that_stays_down_is_reported_with_the_old_bytes_in_place(node: FakeNode, payload: Payload) -> None:
+def test_a_containerd_that_stays_down_is_reported_with_the_old_bytes_in_place(
+    node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change, "_GRACE_S", 1.0)
     node.containerd.refuses_to_start = True
-    with pytest.raises(OutsideError, match="Its old configuration is back"):
-        install(node.host, payload, SETTINGS, _ignore)
+    with pytest.raises(OutsideError, match="The old configuration is back"):
+        install(node.host, payload, Settings(deadline_s=0.5), _ignore)
     assert node.config.read_text() == KUBEADM
 
 
