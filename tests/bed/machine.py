@@ -46,6 +46,7 @@ class Machine(ABC):
     def __init__(self, kind: str, containerd: str, config: str | None) -> None:
         """containerd: the release. config: the text of /etc/containerd/config.toml, by default a plain node's."""
         self.containerd = containerd
+        self.socket = SOCKET  # of the containerd that a kubelet of this machine uses
         self._layers = f"{releases.layer(containerd)}:{rootfs.folder()}"
         self._pid = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
@@ -93,7 +94,7 @@ class Machine(ABC):
     def cri(self) -> CriClient:
         """A client of the machine's CRI."""
         if self._cri is None:
-            self._cri = CriClient(self.root / SOCKET, self.root)
+            self._cri = CriClient(self.root / self.socket, self.root)
         return self._cri
 
     def write(self, path: str, text: str) -> None:
@@ -160,7 +161,7 @@ class Machine(ABC):
     def ctr(self, *arguments: str | Path) -> str:
         """Run the release's `ctr` here against the machine's containerd (paths are those of here); its output."""
         program = releases.program(self.containerd, "ctr")
-        command = [program, "--address", self.root / SOCKET, "--namespace", "k8s.io", *arguments]
+        command = [program, "--address", self.root / self.socket, "--namespace", "k8s.io", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"ctr {' '.join(map(str, arguments))} failed:\n{done.stdout}{done.stderr}")

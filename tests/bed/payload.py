@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flox_node import __version__
 from flox_node.host.trees import remove_tree
+from flox_node.payload import manifest as manifests
 from flox_node.payload.archive import write_archive
 from flox_node.payload.build import Recipe, build
 from tests.bed import cache, store
@@ -57,6 +58,30 @@ def manifest() -> dict[str, object]:
     """The payload's manifest."""
     document: dict[str, object] = json.loads((folder() / "manifest.json").read_text())
     return document
+
+
+def other() -> Path:
+    """A payload that holds the same and has another id, as a newer version would: what an upgrade goes to."""
+    original = folder()
+    copied = original.with_name("other")
+    with cache.locked("payload-other"):
+        if not copied.exists():
+            partial = original.with_name("partial-other")
+            remove_tree(partial)
+            subprocess.run(["cp", "-al", original, partial], check=True)
+            known = manifests.parse((original / manifests.NAME).read_bytes())
+            sealed = manifests.seal(
+                version=f"{known.version}+other",
+                system=known.system,
+                entry_points=known.entry_points,
+                store_paths=known.store_paths,
+                files=known.files,
+            )
+            (partial / manifests.NAME).unlink()
+            (partial / manifests.NAME).write_bytes(manifests.dump(sealed))
+            (partial / manifests.NAME).chmod(0o444)
+            partial.rename(copied)
+    return copied
 
 
 def wheel(into: Path) -> Path:
