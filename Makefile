@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CONTAINERD ?= 1.7
 SOURCES := installer tests hatch_build.py
 
-.PHONY: help setup bed demo test test-unit test-containerd test-node test-full bench lint format clean
+.PHONY: help setup bed demo test test-unit test-containerd test-node test-cluster test-full cluster cluster-down bench lint format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,7 +25,7 @@ bed: setup ## Prepare the test bed: containerd, runc, Nix, a payload, node root 
 demo: bed ## Boot a node in a box, install, run a Flox pod in it, uninstall (CONTAINERD=1.7 or 2.1)
 	@$(BIN)/python -m tests.demo --containerd $(CONTAINERD)
 
-test: lint test-unit test-containerd test-node ## Lint and run one case of each kind
+test: lint test-unit test-containerd test-node test-cluster ## Lint and run one case of each kind
 
 test-unit: setup
 	@$(BIN)/python -m pytest tests/unit
@@ -36,8 +36,17 @@ test-containerd: bed
 test-node: bed
 	@$(BIN)/python -m pytest tests/node
 
+test-cluster: bed ## A real control plane and two real nodes, where their programs are built (KUBERNETES=1.34)
+	@$(BIN)/python -m pytest tests/cluster
+
 test-full: bed lint ## Everything, with the long runs
-	@FLOX_NODE_FULL=1 $(BIN)/python -m pytest tests/unit tests/containerd tests/node
+	@FLOX_NODE_FULL=1 $(BIN)/python -m pytest tests/unit tests/containerd tests/node tests/cluster
+
+cluster: bed ## Start a cluster of two nodes that goes on running (KUBERNETES=1.34); builds its programs the first time
+	@$(BIN)/python -m tests.cluster up
+
+cluster-down: setup ## Remove it
+	@$(BIN)/python -m tests.cluster down
 
 bench: bed ## Measure; ONLY=name for one entry. Prints a table and writes bench.json
 	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))

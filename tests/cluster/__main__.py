@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import subprocess
 import sys
 
 from tests.bed import cache
@@ -33,11 +32,11 @@ def main() -> int:
     elif arguments.command == "hold":
         background.hold(arguments.name)
     else:
-        program = background.kubectl(arguments.name)
-        if program is None:
+        state = background.running(arguments.name)
+        if state is None:
             cache.say(f"{arguments.name} does not run; `make cluster` starts it")
             return 1
-        return subprocess.run([program, *arguments.arguments], env=dict(os.environ), check=False).returncode
+        os.execv(state["kubectl"], [state["kubectl"], *arguments.arguments])
     return 0
 
 

@@ -21,15 +21,18 @@ from tests.bed import cache, scope
 from tests.cluster.cluster import Cluster
 
 
-class _State(TypedDict):
+class State(TypedDict):
+    """What is known of a running cluster: its owner's pid, its kubectl, the names of its scopes."""
+
     pid: int
     kubectl: str
+    scopes: list[str]
 
 
 def up(name: str) -> Path:
     """Start a cluster unless it runs; a program that is its kubectl. RuntimeError with the log if it does not start."""
-    if (running := kubectl(name)) is not None:
-        return running
+    if state := running(name):
+        return Path(state["kubectl"])
     _state(name).unlink(missing_ok=True)
     log = _state(name).with_suffix(".log")
     with cache.progress(name), log.open("wb") as output:
@@ -38,7 +41,7 @@ def up(name: str) -> Path:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            while (program := kubectl(name)) is None:
+            while (state := running(name)) is None:
                 if owner.poll() is not None:
                     raise RuntimeError(f"The cluster does not start:\n{log.read_text(errors='replace')}")
                 time.sleep(0.1)
@@ -46,13 +49,12 @@ def up(name: str) -> Path:
             owner.terminate()
             owner.wait()
             raise
-    return program
+    return Path(state["kubectl"])
 
 
 def down(name: str) -> None:
     """Remove the cluster; done twice, or after its owner was killed, it removes what is left."""
-    state = _read(name)
-    if state and _is_owned(name):
+    if state := running(name):
         with contextlib.suppress(ProcessLookupError):
             os.kill(state["pid"], signal.SIGTERM)
         with _state(name).open() as file:
@@ -62,10 +64,17 @@ def down(name: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def kubectl(name: str) -> Path | None:
-    """The kubectl of the cluster if it runs."""
-    state = _read(name)
-    return Path(state["kubectl"]) if state and _is_owned(name) else None
+def running(name: str) -> State | None:
+    """The cluster, if it is up and its owner lives."""
+    try:
+        with _state(name).open() as file:
+            text = file.read()
+            if not text or not _is_locked(file):
+                return None
+    except FileNotFoundError:
+        return None
+    state: State = json.loads(text)
+    return state
 
 
 def hold(name: str) -> None:
@@ -81,7 +90,8 @@ def hold(name: str) -> None:
         program = cluster.control_plane.scope.folder / "kubectl"
         program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         program.chmod(0o755)
-        json.dump({"pid": os.getpid(), "kubectl": str(program)}, state)
+        scopes = [cluster.control_plane.scope.name, *(node.folder.name for node in cluster.nodes)]
+        json.dump(State(pid=os.getpid(), kubectl=str(program), scopes=scopes), state)
         state.flush()
         while True:
             signal.pause()
@@ -95,24 +105,12 @@ def _owned(name: str) -> Iterator[IO[str]]:
         yield state
 
 
-def _is_owned(name: str) -> bool:
-    with _state(name).open() as state:
-        try:
-            fcntl.flock(state, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _read(name: str) -> _State | None:
+def _is_locked(file: IO[str]) -> bool:
     try:
-        text = _state(name).read_text()
-    except FileNotFoundError:
-        return None
-    if not text:
-        return None
-    state: _State = json.loads(text)
-    return state
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _state(name: str) -> Path:

@@ -8,11 +8,13 @@ import os
 import re
 from pathlib import Path
 
-from tests.bed import cache, debian, golang
+from tests.bed import cache, debian, golang, images
 
 DEFAULT = "1.34"  # runs with containerd 1.7 and 2.x, and on version 1 cgroups
 ON_NODES = ("kubelet", "kube-proxy")
 PROGRAMS = ("kubectl", "kubeadm", "kube-scheduler", "kube-controller-manager", "kube-apiserver", *ON_NODES)
+COREDNS = golang.TOOLS / "coredns"
+COREDNS_IMAGE = "flox.test/coredns:v1.12.4"
 NODE_PACKAGES = ["conntrack", "containernetworking-plugins", "iptables"]
 
 
@@ -31,13 +33,15 @@ def version(release: str) -> str:
 
 def missing(release: str) -> list[str]:
     """The programs of a release that would have to be built."""
-    return [program for program in PROGRAMS if not cache.exists(_name(release, program), _recipe(release))]
+    programs = [program for program in PROGRAMS if not cache.exists(_name(release, program), _recipe(release))]
+    return programs if cache.exists("coredns", _coredns_recipe()) else [*programs, "coredns"]
 
 
 def build(release: str) -> None:
     """Have everything of a release ready, with progress shown: half an hour on two cores the first time."""
     for program in PROGRAMS:
         layer(release, program)
+    coredns()
     etcd()
     node_tools()
 
@@ -50,6 +54,11 @@ def layer(release: str, program: str) -> Path:
 def path(release: str, program: str) -> Path:
     """One program of a Kubernetes release as a file of this machine, where it runs too."""
     return layer(release, program) / "usr/bin" / program
+
+
+def coredns() -> Path:
+    """The archive of the image `COREDNS_IMAGE`."""
+    return cache.artefact("coredns", _coredns_recipe(), _build_coredns) / "coredns.tar"
 
 
 def etcd() -> Path:
@@ -87,6 +96,19 @@ def _build(release: str, program: str, folder: Path) -> None:
     variables = {"gitVersion": version(release), "gitMajor": "1", "gitMinor": release.partition(".")[2]}
     stamps = " ".join(f"-X k8s.io/component-base/version.{name}={value}" for name, value in variables.items())
     golang.build(_module(release), f"k8s.io/kubernetes/cmd/{program}", into=into, ldflags=stamps)
+
+
+def _coredns_recipe() -> dict[str, object]:
+    return {"module": golang.sources(COREDNS), "image": COREDNS_IMAGE, "revision": 1}
+
+
+def _build_coredns(folder: Path) -> None:
+    golang.build(COREDNS, ".", into=folder)
+    program = folder / "coredns"
+    files: dict[str, images.Entry] = {"coredns": (program.read_bytes(), 0o755)}
+    config = {"Entrypoint": ["/coredns"]}
+    images.write_archive(folder / "coredns.tar", COREDNS_IMAGE, [images.layer(files)], config)
+    program.unlink()
 
 
 def _unpack_etcd(folder: Path) -> None:

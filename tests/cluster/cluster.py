@@ -22,30 +22,35 @@ class Cluster:
         """containerd: the release of each node. kubernetes: the minor release, by default what `KUBERNETES` says."""
         self.kubernetes = kubernetes or binaries.release()
         self.nodes: list[Node] = []
-        self.start_seconds = 0.0
+        self.ready_seconds = 0.0  # from nothing until every node was Ready
+        self.start_seconds = 0.0  # ... and CoreDNS was
         self._containerd = containerd
         binaries.build(self.kubernetes)
         self.control_plane = ControlPlane(self.kubernetes)
 
     def start(self, timeout: float = 120) -> Self:
-        """Start the control plane, boot the nodes and wait until every node is Ready and the cluster takes pods."""
+        """Start the control plane, boot the nodes and wait until every node is Ready and names are resolved."""
         started = time.monotonic()
         self.control_plane.start(timeout)
         for index, containerd in enumerate(self._containerd, 1):
             self.nodes.append(Node(index, self.control_plane, containerd))
-        network.connect(self.control_plane.scope.name, [node.network_namespace for node in self.nodes])
+        network.connect(self.control_plane.scope.name, [node.network_namespace.name for node in self.nodes])
         with ThreadPoolExecutor() as pool:
             list(pool.map(Node.boot, self.nodes))
+        self.load(binaries.coredns())
+        self.control_plane.add_dns()
         for node in self.nodes:
             self.wait_ready(node, timeout)
-        self.wait_until(lambda: self.try_kubectl("get", "serviceaccount", "default") is not None, timeout)
+        self.ready_seconds = time.monotonic() - started
+        self.rollout("deployment/coredns", "--namespace=kube-system")
         self.start_seconds = time.monotonic() - started
         return self
 
     def __enter__(self) -> Self:
         try:
             return self.start()
-        except BaseException:
+        except BaseException as error:
+            error.add_note(self.logs())
             self.close()
             raise
 
@@ -77,10 +82,14 @@ class Cluster:
         command = self.control_plane.kubectl(*arguments)
         return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
+    def command(self, *argv: str | Path, of: Node | None = None) -> list[str | Path]:
+        """The argv that runs a program of this machine in the control plane's network, or in that of a node."""
+        namespace = self.control_plane.scope.network_namespace if of is None else of.network_namespace
+        return ["nsenter", f"--net={namespace}", *argv]
+
     def run(self, *argv: str | Path, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
-        """Run a program of this machine in the control plane's network, where Pods can be reached."""
-        enter = ["nsenter", f"--net={self.control_plane.scope.network_namespace}"]
-        return subprocess.run([*enter, *argv], capture_output=True, text=True, timeout=timeout, check=False)
+        """Run a program of this machine in the control plane's network, where nodes and pods can be reached."""
+        return subprocess.run(self.command(*argv), capture_output=True, text=True, timeout=timeout, check=False)
 
     def get(self, *arguments: str) -> Any:
         """`kubectl get ... -o json`, parsed."""
@@ -90,10 +99,14 @@ class Cluster:
         """Apply objects."""
         self.kubectl("apply", "--filename=-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
+    def rollout(self, name: str, *arguments: str, timeout: float = 60) -> None:
+        """Wait until a Deployment or DaemonSet ("deployment/web") is rolled out."""
+        self.kubectl("rollout", "status", name, f"--timeout={timeout:.0f}s", *arguments, timeout=timeout + 10)
+
     def load(self, *archives: Path) -> None:
         """Load image archives into every node."""
-        for node in self.nodes:
-            node.load(*archives)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda node: node.load(*archives), self.nodes))
 
     def wait_ready(self, node: Node, timeout: float = 60) -> None:
         """Wait until the kubelet of the node's present boot says that it is Ready."""
@@ -101,9 +114,11 @@ class Cluster:
 
         def ready() -> bool:
             text = self.try_kubectl("get", "node", node.name, "--output=json")
-            status = json.loads(text)["status"] if text else {"conditions": [], "nodeInfo": {"bootID": ""}}
+            if text is None:
+                return False
+            status = json.loads(text)["status"]
             conditions = {condition["type"]: condition["status"] for condition in status["conditions"]}
-            return conditions.get("Ready") == "True" and status["nodeInfo"]["bootID"] == boot
+            return conditions.get("Ready") == "True" and bool(status["nodeInfo"]["bootID"] == boot)
 
         self.wait_until(ready, timeout, f"{node.name} is Ready")
 

@@ -44,8 +44,16 @@ class ControlPlane:
         self._run("etcd", binaries.etcd(), self._etcd())
         self._run_kube("kube-apiserver", self._api_server())
         self._wait_ready(timeout)
+        # As `kubeadm init` does between its phases; the API server itself is in this group when it calls a kubelet.
+        admins = "kubeadm:cluster-admins"
+        binding = ("create", "clusterrolebinding", admins, f"--group={admins}", "--clusterrole=cluster-admin")
+        subprocess.run(self.kubectl(*binding), check=True, capture_output=True)
         self._run_kube("kube-controller-manager", self._controller_manager())
         self._run_kube("kube-scheduler", self._scheduler())
+
+    def add_dns(self) -> None:
+        """Apply kubeadm's CoreDNS, whose image the nodes must have."""
+        self._kubeadm("init", "phase", "addon", "coredns", f"--kubeconfig={self.kubeconfig}")
 
     def kubeconfig_for(self, user: str, *groups: str) -> str:
         """The text of a kubeconfig with a client certificate for `user`."""
@@ -105,6 +113,7 @@ class ControlPlane:
         return done.stdout
 
     def _write_kubeadm_config(self) -> None:
+        dns, _, tag = binaries.COREDNS_IMAGE.partition("/coredns:")
         cluster = {
             "apiVersion": "kubeadm.k8s.io/v1beta4",
             "kind": "ClusterConfiguration",
@@ -113,6 +122,7 @@ class ControlPlane:
             "certificatesDir": str(self.pki),
             "controlPlaneEndpoint": f"{network.API_SERVER}:6443",
             "encryptionAlgorithm": "ECDSA-P256",
+            "dns": {"imageRepository": dns, "imageTag": tag},
             "networking": {"podSubnet": network.PODS, "serviceSubnet": network.SERVICES},
         }
         init = {

@@ -1,7 +1,7 @@
 """Who has which address. Every address is in a network namespace of the bed, so clusters may run side by side.
 
-The control plane's and each node's namespace have a bridge `eth0` (see `tests.bed.scope`); a pair of veth joins a
-node's bridge to the control plane's, so they are one network. Pods are routed, as with kubenet or kindnet.
+The control plane's namespace has a bridge `eth0` (see `tests.bed.scope`), and each node's `eth0` is a cable to it, so
+they are one network. Pods are routed, as with kubenet or kindnet.
 """
 
 import subprocess
@@ -26,10 +26,11 @@ def pods_of(index: int) -> str:
 def connect(control_plane: str, nodes: list[str]) -> None:
     """Join the network namespaces `nodes`, in the order of their index, to that of the control plane, with routes."""
     for index, node in enumerate(nodes, 1):
-        _ip(control_plane, "link", "add", f"node{index}", "type", "veth", "peer", "name", "uplink", "netns", node)
+        # Not the bridge that it was: br_netfilter would send what a Service maps to another node back into the bridge.
+        _ip(node, "link", "delete", "eth0")
+        _ip(control_plane, "link", "add", f"node{index}", "type", "veth", "peer", "name", "eth0", "netns", node)
         _ip(control_plane, "link", "set", f"node{index}", "master", "eth0", "up")
-        _ip(node, "link", "set", "uplink", "master", "eth0", "up")
-        _ip(node, "address", "flush", "dev", "eth0")
+        _ip(node, "link", "set", "eth0", "up")
         _ip(node, "address", "add", f"{address(index)}/24", "dev", "eth0")
         _ip(node, "route", "add", "default", "via", API_SERVER)
     for index in range(1, len(nodes) + 1):

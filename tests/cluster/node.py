@@ -29,17 +29,18 @@ class Node(NodeBox):
         self._layers = ":".join([*map(str, layers), str(binaries.node_tools()), self._layers])
         (self.folder / "kubelet").mkdir()
         self.write("etc/hostname", f"{self.name}\n")
+        self.write("etc/resolv.conf", f"nameserver {network.API_SERVER}\n")  # nobody answers: there is no outside
         self._write_units()
         self._write_configuration(control_plane)
 
     @property
-    def network_namespace(self) -> str:
-        """The name of its network namespace."""
-        return self._scope.name
+    def network_namespace(self) -> Path:
+        """Its network namespace as a file."""
+        return self._scope.network_namespace
 
     def boot(self, timeout: float = 30) -> Self:
         """As of a node box. The namespace outlives a power cut, the interfaces that the pods had in it do not."""
-        bridge = ["ip", "-n", self.network_namespace, "link", "delete", "cni0"]
+        bridge = ["ip", "-n", self.network_namespace.name, "link", "delete", "cni0"]
         subprocess.run(bridge, capture_output=True, check=False)
         return super().boot(timeout)
 

@@ -1,0 +1,55 @@
+"""Fixtures of the tests that need a whole cluster, and what is said when its programs are not built."""
+
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import binaries
+from tests.cluster.cluster import Cluster
+from tests.conftest import FULL
+
+_did_not_run = pytest.StashKey[str]()
+_cluster = pytest.StashKey[Cluster]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the tier out where its programs are not built; `pytest_terminal_summary` says so loudly."""
+    tier = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
+    release = binaries.release()
+    missing = [] if FULL else binaries.missing(release)
+    if tier and missing:
+        reason = (
+            f"{len(tier)} tests need Kubernetes {release}, of which {', '.join(missing)} are not built; "
+            "`make test-full` or `python -m tests.cluster build` builds them (up to 35 minutes)"
+        )
+        config.stash[_did_not_run] = reason
+        for item in tier:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if reason := config.stash.get(_did_not_run, None):
+        terminalreporter.write_line(f"cluster tier: did NOT run: {reason}", red=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(bed: Path, pytestconfig: pytest.Config) -> Generator[Cluster]:
+    """A cluster of two nodes, worker-1 with containerd 1.7 and worker-2 with 2.1, one for all tests of the session."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        binaries.build(binaries.release())
+    with Cluster() as cluster:
+        pytestconfig.stash[_cluster] = cluster
+        yield cluster
+        del pytestconfig.stash[_cluster]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    cluster = item.config.stash.get(_cluster, None)
+    if report.when == "call" and report.failed and cluster is not None:
+        report.sections.append(("Logs of the cluster", cluster.logs()))
+    return report
