@@ -4,6 +4,7 @@ from flox_node.actions.base import Action, Guarded, Missing, Progress, action_fr
 from flox_node.actions.create_directory import CreateDirectory
 from flox_node.actions.import_image import ImportImage
 from flox_node.actions.install_units import InstallUnits
+from flox_node.actions.mount_nix import MountNix
 from flox_node.actions.place_payload import PlacePayload
 from flox_node.actions.register_handler import RegisterHandler
 from flox_node.actions.switch_payload import SwitchPayload
@@ -15,7 +16,9 @@ __all__ = [
     "Guarded",
     "ImportImage",
     "InstallUnits",
+    "Kept",
     "Missing",
+    "MountNix",
     "PlacePayload",
     "Progress",
     "RegisterHandler",

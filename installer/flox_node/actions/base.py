@@ -26,6 +26,17 @@ class Missing:
     reason: str
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a revert left on the node, and why.
+
+    `waits`: it is in use, and a later uninstall takes it back; else it is no longer ours to remove.
+    """
+
+    reason: str
+    waits: bool = True
+
+
 class Action(Protocol):
     """One reversible step of an install."""
 
@@ -56,8 +67,8 @@ class Action(Protocol):
         """Bring the node there."""
         ...
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
-        """Take it back; `purge` takes back what a plain uninstall keeps."""
+    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+        """Take it back, and say what of it stays; `purge` takes back what a plain uninstall keeps."""
         ...
 
 

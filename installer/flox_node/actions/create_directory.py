@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.in_use import folder_in_use
+from flox_node.actions.paths import PREFIX
 from flox_node.host import Host
 
 
@@ -46,7 +48,8 @@ class CreateDirectory:
 
     def capture(self, host: Host) -> Before | None:
         """See Action."""
-        made_by_us = not host.files.is_dir(self.path) or host.files.lexists(self._mark)
+        is_ours = self.path == PREFIX or self.path.startswith(f"{PREFIX}/")  # by name, whatever became of the receipt
+        made_by_us = is_ours or not host.files.is_dir(self.path) or host.files.lexists(self._mark)
         return {"created": True} if made_by_us else None
 
     def execute(self, host: Host, progress: Progress) -> None:
@@ -54,14 +57,19 @@ class CreateDirectory:
         if host.files.mkdir(self.path, self.mode) and self.keep:
             host.files.write_atomic(self._mark, b"")
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
+    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
         """Remove the folder, but only if we made it."""
         if not before.get("created"):
-            return
+            return None
         if self.keep and purge:
+            if in_use := folder_in_use(host, self.path):
+                return Kept(in_use)
             host.files.remove_tree(self.path)
-        elif not self.keep and not host.files.listdir(self.path):
+        elif not self.keep:
+            if host.files.listdir(self.path):
+                return Kept(f"{self.path} is not empty", waits=False)
             host.files.remove(self.path)
+        return None
 
     @property
     def _mark(self) -> str:

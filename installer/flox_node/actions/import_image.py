@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
-from flox_node.actions.switch_payload import CURRENT
+from flox_node.actions.paths import CURRENT
 from flox_node.containerd.images import Archive, ImageStore, read_archive
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host

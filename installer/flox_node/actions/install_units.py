@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
-from flox_node.actions.switch_payload import BIN
+from flox_node.actions.paths import BIN
 from flox_node.containerd import commit
 from flox_node.host import Host
 from flox_node.state.ledger import STATE_DIR
@@ -90,7 +90,7 @@ class InstallUnits:
         host.systemd.reload()
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
-        yield commit.SCRIPT, (_TEMPLATES / posixpath.basename(commit.SCRIPT)).read_bytes()
+        yield commit.SCRIPT, _script()
         values = {
             "@state@": STATE_DIR,
             "@script@": commit.SCRIPT,
@@ -107,3 +107,13 @@ class InstallUnits:
         for name, target in _WANTED_BY.items():
             if target is not None:
                 yield f"{FOLDER}/{target}.wants/{name}", f"../{name}"
+
+
+def put_script(host: Host) -> None:
+    """Have the rollback's script on the node, for a change that is made before, or long after, the units."""
+    if host.files.read_optional(commit.SCRIPT) != _script():
+        host.files.write_atomic(commit.SCRIPT, _script(), 0o644)
+
+
+def _script() -> bytes:
+    return (_TEMPLATES / posixpath.basename(commit.SCRIPT)).read_bytes()

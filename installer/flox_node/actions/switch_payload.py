@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.in_use import shim_in_use
+from flox_node.actions.paths import BIN, CURRENT, SHIM
 from flox_node.host import Host
-
-PREFIX = "/opt/flox-node"
-CURRENT = f"{PREFIX}/current"
-BIN = f"{PREFIX}/bin"
 
 
 @register
@@ -56,11 +54,16 @@ class SwitchPayload:
             if host.files.readlink(path) != target:
                 host.files.symlink_atomic(path, target)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
-        """Remove the links: they are ours by name."""
+    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+        """Remove the links: they are ours by name. A shim that a running container needs becomes a file of its own."""
+        in_use = shim_in_use(host)
+        if in_use and host.files.readlink(SHIM) is not None and host.files.exists(SHIM):
+            host.files.copy_file(host.files.real(SHIM), SHIM, 0o555)
         for path, _ in reversed(self._links()):
             host.files.discard_leftover(path)
-            host.files.remove(path)
+            if not in_use or path != SHIM:
+                host.files.remove(path)
+        return Kept(in_use) if in_use else None
 
     def _links(self) -> list[tuple[str, str]]:
         # `current` first: the names in bin lead through it.

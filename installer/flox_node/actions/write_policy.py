@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.in_use import shim_in_use
 from flox_node.errors import CorruptError
 from flox_node.host import Host
 from flox_node.state.policy import PATH as POLICY
@@ -52,11 +53,14 @@ class WritePolicy:
         policy = {"schema_version": 1, **(_policy(host) or {}), "inner_runtime": self.inner_runtime}
         host.files.write_atomic(POLICY, json.dumps(policy, indent=1).encode() + b"\n", 0o644)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
-        """Remove the policy on a purge, if an install made it."""
+    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+        """Remove the policy on a purge, if an install made it and no running container's shim reads it any more."""
         host.files.discard_leftover(POLICY)
         if purge and before.get("created"):
+            if in_use := shim_in_use(host):
+                return Kept(in_use)
             host.files.remove(POLICY)
+        return None
 
 
 def _policy(host: Host) -> dict[str, Any] | None:

@@ -149,14 +149,26 @@ def uninstall(
     if as_json:
         _print_json(changed=bool(steps), steps=_steps(steps))
     else:
-        typer.echo("The node is as before." if steps else "Nothing to do: flox-node is not installed here.")
+        typer.echo(_told_of_uninstall(steps))
+
+
+def _told_of_uninstall(steps: list[StepResult]) -> str:
+    from flox_node.plan import Outcome
+
+    if not steps:
+        return "Nothing to do: flox-node is not installed here."
+    kept = dict.fromkeys(step.reason for step in steps if step.outcome is Outcome.KEPT)
+    if kept:
+        return f"Kept: {'; '.join(kept)}.\n-> Run this command again when they are gone."
+    return "The node is as before."
 
 
 def _reporter(as_json: bool) -> Any:
     def report(step: StepResult) -> None:
         if not as_json:
             seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
-            typer.echo(f"{step.outcome:>8}  {step.description}{seconds}", err=True)
+            reason = f"  ({step.reason})" if step.outcome == "kept" else ""
+            typer.echo(f"{step.outcome:>8}  {step.description}{reason}{seconds}", err=True)
             for note in step.steps:
                 typer.echo(f"          {note}", err=True)
 

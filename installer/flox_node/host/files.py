@@ -204,8 +204,8 @@ class HostFiles:
         sync_folder(real.parent)
 
     def copy_file(self, source: Path, path: str, mode: int) -> None:
-        """Put a file of ours at the node's `path`, atomically; a running old binary keeps its inode."""
-        real = self.real(path)
+        """Put a file of ours at the node's `path`, in place of a symlink too; a running old one keeps its inode."""
+        real = self.real(path, follow=False)
         temporary = _temporary(real)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

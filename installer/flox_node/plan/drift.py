@@ -22,7 +22,7 @@ from flox_node.actions import (
     WritePolicy,
     action_from_json,
 )
-from flox_node.actions.switch_payload import BIN, CURRENT
+from flox_node.actions.paths import BIN, CURRENT
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.state.ledger import Ledger, Record

@@ -9,13 +9,15 @@ from flox_node.actions import (
     CreateDirectory,
     ImportImage,
     InstallUnits,
+    MountNix,
     PlacePayload,
     RegisterHandler,
     SwitchPayload,
     WritePolicy,
+    mount_nix,
 )
 from flox_node.actions.install_units import WANTS
-from flox_node.actions.switch_payload import BIN, PREFIX
+from flox_node.actions.paths import BIN, PREFIX
 from flox_node.actions.register_handler import RESTARTS_PER_HOUR
 from flox_node.containerd import daemon
 from flox_node.containerd.cri import CriStatus
@@ -38,6 +40,7 @@ class Settings:
     `socket` is the kubelet's CRI socket and `platform` the name of what this node is: found where None. `adopt`
     replaces a handler `flox` of somebody else's until the uninstall. A restart that is not confirmed within
     `deadline_s` seconds (None: the platform's) is undone; an install restarts containerd at most so often an hour.
+    `nix_dir` is the folder that is mounted at /nix; None: what an earlier install mounted there, or /nix itself.
     """
 
     socket: str | None = None
@@ -45,6 +48,7 @@ class Settings:
     platform: str | None = None
     deadline_s: float | None = None
     restarts_per_hour: int = RESTARTS_PER_HOUR
+    nix_dir: str | None = None
 
 
 def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
@@ -68,7 +72,7 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         CreateDirectory(BIN),
         CreateDirectory(f"{PREFIX}/payloads"),
         CreateDirectory("/etc/flox-node", keep=True),
-        CreateDirectory("/nix", keep=True),
+        *_nix(host, settings, found.unit),
         PlacePayload.of(payload),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
@@ -84,6 +88,29 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
             settings.deadline_s or platform.restart_deadline_s,
             settings.restarts_per_hour,
         ),
+    )
+
+
+def _nix(host: Host, settings: Settings, containerd_unit: str) -> tuple[Action, ...]:
+    """How /nix comes to be there: made, found (and then never removed), or bound from elsewhere.
+
+    Raises:
+        RefusedError: it is a symlink, or the folder to bind cannot be.
+    """
+    for path in ("/nix", "/nix/store"):
+        if (target := host.files.readlink(path)) is not None:
+            raise RefusedError(
+                f"{path} is a symlink to {target}, and Nix does not work with a store behind a symlink.",
+                remedy=f"Remove the link, then run `flox-node install --nix-dir {target}`: it mounts the folder there.",
+            )
+    folder = settings.nix_dir or mount_nix.mounted_folder(host)
+    if folder is None:
+        return (CreateDirectory("/nix", keep=True),)
+    mount_nix.require_usable(host, folder)
+    return (
+        CreateDirectory(folder, keep=True),
+        CreateDirectory(mount_nix.WANTS),
+        MountNix(folder, containerd_unit),
     )
 
 

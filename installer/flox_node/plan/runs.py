@@ -26,6 +26,7 @@ class Outcome(StrEnum):
     ALREADY = "already"
     NEEDED = "needed"
     REVERTED = "reverted"
+    KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def uninstall(
 ) -> list[StepResult]:
     """Take back what installs did, last things first.
 
+    What running containers still need is kept, and the state with it: a later uninstall takes that back.
+
     Raises:
         InUseError: sandboxes of the handler exist (unless `force`).
     """
@@ -95,8 +98,13 @@ def uninstall(
             return []
         if not force:
             _refuse_while_in_use(host, settings)
-        results = [_take_back(host, ledger, record, report, purge=purge) for record in _reversed(ledger)]
-        _leave_no_state(host, ledger)
+        results = []
+        for record in _reversed(ledger):
+            # Folders that hold what is in use wait along; otherwise what is not empty is no longer ours alone.
+            waiting = bool(ledger.kept)
+            results.append(_take_back(host, ledger, record, report, purge=purge, waiting=waiting))
+        if not ledger.kept:
+            _leave_no_state(host, ledger)
         return results
 
 
@@ -126,14 +134,18 @@ def _carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> St
     return result
 
 
-def _take_back(host: Host, ledger: Ledger, record: Record, report: Report, *, purge: bool) -> StepResult:
+def _take_back(host: Host, ledger: Ledger, record: Record, report: Report, *, purge: bool, waiting: bool) -> StepResult:
     started = time.monotonic()
     action = action_from_json(record.action)
     ledger.reverting(record.key)
-    action.revert(host, record.before, purge=purge)
-    ledger.reverted(record.key)
+    kept = action.revert(host, record.before, purge=purge)
+    if kept is not None and (kept.waits or waiting):
+        ledger.keep(record.key, kept.reason)
+    else:
+        ledger.reverted(record.key)
     seconds = round(time.monotonic() - started, 3)
-    result = StepResult(record.key, action.describe(), Outcome.REVERTED, seconds=seconds)
+    outcome, reason = (Outcome.REVERTED, "") if kept is None else (Outcome.KEPT, kept.reason)
+    result = StepResult(record.key, action.describe(), outcome, reason, seconds=seconds)
     report(result)
     return result
 

@@ -112,6 +112,7 @@ class Ledger:
     receipt: Receipt | None
     records: dict[str, Record] = field(default_factory=dict)
     interrupted: bool = False
+    kept: dict[str, str] = field(default_factory=dict)  # key: why an uninstall had to leave it
     torn_journal: bytes | None = None  # its whole lines, where a power cut tore the last one
 
     @classmethod
@@ -159,6 +160,10 @@ class Ledger:
         """Note that the action is undone."""
         self._append({"event": "reverted", "key": key})
 
+    def keep(self, key: str, reason: str) -> None:
+        """Note that the action could not be undone yet, because something in use needs it."""
+        self._append({"event": "keep", "key": key, "reason": reason})
+
     def conclude(self, receipt: Receipt | None) -> None:
         """End a run: write the receipt (or remove it, after the last revert), then drop the journal."""
         if receipt is None:
@@ -181,6 +186,7 @@ class Ledger:
         known = self.records.get(key)
         match entry["event"]:
             case "begin":
+                self.kept.pop(key, None)
                 before = entry["before"]
                 if before is None:
                     before = known.before if known else {}
@@ -188,7 +194,10 @@ class Ledger:
             case "done" if known:
                 self.records[key] = replace(known, done=True)
             case "reverting" if known:
+                self.kept.pop(key, None)
                 self.records[key] = replace(known, done=False)
+            case "keep":
+                self.kept[key] = entry["reason"]
             case "reverted":
                 self.records.pop(key, None)
 

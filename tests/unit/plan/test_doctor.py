@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +167,6 @@ def test_only_a_sandbox_from_before_the_restart_in_which_nothing_has_ended_is_st
     assert verdict.state is State.PROBLEM
     assert "default/old" in verdict.cause
     assert all(f"default/{name}" not in verdict.cause for name in ("ended", "fresh", "ready"))
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[FakeNode]:
-    node = FakeNode(tmp_path / "node")
-    with node.containerd.serving():
-        yield node
 
 
 def _by_id(node: FakeNode) -> dict[str, Result]:

@@ -1,21 +1,6 @@
 """`flox-node doctor`: what of a node keeps Flox pods from running, each with its cause and what to do."""
 
-from __future__ import annotations
+from flox_node.plan.doctor.check import Result, State
+from flox_node.plan.doctor.examination import CHECKS, examine
 
-from typing import Any
-
-from flox_node.host import Host
-from flox_node.plan.doctor import daemon, installation, machine, pods
-from flox_node.plan.doctor.check import Check, Result, State
-from flox_node.plan.doctor.node import Node
-from flox_node.plan.planner import Settings
-
-__all__ = ["CHECKS", "Check", "Result", "State", "examine"]
-
-CHECKS: tuple[Check[Any], ...] = (*daemon.CHECKS, *installation.CHECKS, *machine.CHECKS, *pods.CHECKS)
-
-
-def examine(host: Host, settings: Settings, *, deep: bool = False) -> tuple[Result, ...]:
-    """Run every check. Writes nothing but probe files that it removes; `deep` reads every byte of the payload, too."""
-    node = Node(host, settings, deep=deep)
-    return tuple(check.run(node) for check in CHECKS)
+__all__ = ["CHECKS", "Result", "State", "examine"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.actions.switch_payload import BIN, CURRENT, PREFIX
+from flox_node.actions.paths import BIN, CURRENT, PREFIX
 from flox_node.errors import FloxNodeError
 from flox_node.host.trees import walk
 from flox_node.payload.manifest import NAME, REGISTRATION, Manifest, parse
