@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
-from flox_node.containerd import daemon, proof, restart
-from flox_node.containerd.change import Change, carry_out, missing_folders, write
+from flox_node.actions.install_units import put_script
+from flox_node.containerd import daemon, nodeadm_check, proof, restart
+from flox_node.containerd.change import Change, carry_out, missing_folders, write, write_all
 from flox_node.containerd.cri import CriStatus
 from flox_node.containerd.edit import Edit
 from flox_node.containerd.editor import Handler
 from flox_node.containerd.registration import Registration, from_json
+from flox_node.containerd.registration.nodeadm import FRAGMENTS
 from flox_node.containerd.version import ContainerdVersion
 from flox_node.errors import OutsideError
 from flox_node.host import Host
@@ -108,6 +110,13 @@ class RegisterHandler:
             ConcurrentWriteError: something else writes these files, twice.
             RolledBackError: containerd did not come back with the handler; the old bytes are live again.
         """
+        status = daemon.cri(host, self.socket).status()
+        edits = self._edits(host, status)
+        if self._is_live(status) and not any(edit.live for edit in edits):
+            # Only what the platform reads at its next start is missing: what runs is as it should be.
+            nodeadm_check.require_accepted(host, edits, FRAGMENTS)
+            write_all(host, edits)
+            return
         restart.spend(host, per_hour=self.restarts_per_hour)
         try:
             self._register(host, progress)
@@ -132,6 +141,7 @@ class RegisterHandler:
         ]
         if self._is_live(status):
             restart.require_safe(host, found)
+            put_script(host)
             change = Change(edits, self._judge_removal, dict, self.deadline_s)
             carry_out(host, found, status, change, lambda _: None)
         else:
@@ -147,7 +157,8 @@ class RegisterHandler:
         edits = self._edits(host, before)
         proof.try_shim(host, self.binary_name)
         if edits:
-            unproven = proof.prove(host, found, _version(before), edits, self._handler())
+            nodeadm_check.require_accepted(host, edits, FRAGMENTS)
+            unproven = proof.prove(host, found, _version(before), edits, self._handler(), self._config)
             progress(f"not proven: {unproven}" if unproven else "proven")
         change = Change(edits, self._judge, lambda: self._without_ours(host, before), self.deadline_s)
         carry_out(host, found, before, change, progress)

@@ -17,7 +17,6 @@ from flox_node.containerd.daemon import Daemon
 from flox_node.containerd.edit import Edit
 from flox_node.errors import FloxNodeError, OutsideError, RolledBackError
 from flox_node.host import Host
-from flox_node.host.files import ConcurrentWriteError
 
 _OWN_SHARE = 0.75  # of the deadline: what this process may take until it gives up and goes back by itself
 _GRACE_S = 30.0  # what the slow way back may take once its time has come
@@ -43,7 +42,7 @@ def carry_out(host: Host, found: Daemon, before: CriStatus, change: Change, prog
     """Write, restart, ask the CRI, confirm. Each step is told to `progress` when it is done.
 
     Raises:
-        ConcurrentWriteError: somebody else wrote one of the files first. Nothing is written then.
+        ConcurrentWriteError, OSError: a file could not be written. None is, and nothing was restarted.
         RolledBackError: it is not good; the old configuration is live again.
         OutsideError: it is not good, and containerd does not come back with its old configuration either.
     """
@@ -59,17 +58,18 @@ def carry_out(host: Host, found: Daemon, before: CriStatus, change: Change, prog
     commit.arm(host, fallback, change.deadline_s)
     try:
         progress("armed")
-        _write(host, change.edits)
+        write_all(host, change.edits)
         progress("written")
+    except (FloxNodeError, OSError):
+        _take_back(host, change, fallback.folders)
+        commit.confirm(host)
+        raise
+    try:
         after = restart.restart(host, found, units, change.deadline_s * _OWN_SHARE - (time.monotonic() - started))
         progress(_compared(containers, restart.running_containers(host, found)))
         change.judge(before, after)
         if not commit.confirm(host):
             raise OutsideError(f"The change was not confirmed within {change.deadline_s:.0f} s.")
-    except ConcurrentWriteError:
-        _take_back(host, change, fallback.folders)
-        commit.confirm(host)
-        raise
     except (FloxNodeError, OSError) as error:
         cause = error.cause if isinstance(error, FloxNodeError) else f"{error}."
         _go_back(host, found, before, change, fallback, cause)
@@ -87,11 +87,18 @@ def missing_folders(host: Host, edits: Sequence[Edit]) -> list[str]:
     return sorted(missing, reverse=True)
 
 
-def _write(host: Host, edits: Sequence[Edit]) -> None:
+def write_all(host: Host, edits: Sequence[Edit]) -> None:
+    """Write every edit, with the folders that it needs."""
     for folder in reversed(missing_folders(host, edits)):
         host.files.mkdir(folder)
     for edit in edits:
         write(host, edit.path, edit.after, expected=edit.before)
+    _reload_units(host, edits)
+
+
+def _reload_units(host: Host, edits: Sequence[Edit]) -> None:
+    if any(edit.path.startswith("/etc/systemd/") for edit in edits):  # a drop-in that names the configuration
+        host.systemd.reload()
 
 
 def write(host: Host, path: str, data: bytes | None, *, expected: bytes | None = None) -> None:
@@ -121,6 +128,7 @@ def _take_back(host: Host, change: Change, folders: Sequence[str]) -> None:
     for folder in folders:
         if not host.files.listdir(folder):
             host.files.remove(folder)
+    _reload_units(host, change.edits)
 
 
 def _without_ours(change: Change, edit: Edit, now: bytes | None) -> bytes | None:

@@ -30,8 +30,12 @@ _SAME_AS_UNSET = {"sandbox_mode": "podsandbox", "sandboxer": "podsandbox"}
 Leaves = Mapping[tuple[str, ...], Any]
 
 
-def prove(host: Host, found: Daemon, version: ContainerdVersion, edits: Sequence[Edit], handler: Handler) -> str:
+def prove(
+    host: Host, found: Daemon, version: ContainerdVersion, edits: Sequence[Edit], handler: Handler, config: str
+) -> str:
     """Show that containerd will be what it was, and serve the handler; the reason why that cannot be asked, or "".
+
+    `config` is what it will be started with, which need not be what it was started with.
 
     Raises:
         RefusedError: containerd would not start, would lose or change a setting, or would not serve the handler.
@@ -40,7 +44,7 @@ def prove(host: Host, found: Daemon, version: ContainerdVersion, edits: Sequence
     if not live:
         return "the platform makes containerd's configuration when it starts it, so only the CRI can tell"
     before = load(found.config_path, host.files, version)
-    after = load(found.config_path, MapReader({edit.path: edit.after for edit in live}, host.files), version)
+    after = load(config, MapReader({edit.path: edit.after for edit in live}, host.files), version)
     if problems := new_findings(before, after):
         raise RefusedError(f"With the handler in it, {found.config_path} would not be safe: {'; '.join(problems)}")
     old, new = _dump(host, found, before), _dump(host, found, after)

@@ -125,7 +125,7 @@ def _require_same_configuration(found: Daemon, settings: UnitSettings) -> None:
     if not command or command[0].rpartition("/")[2] != "containerd":
         return  # k3s and the like start containerd themselves
     started_with = config_argument(command)
-    if started_with is not None and started_with != found.config_path:
+    if started_with is not None and "$" not in started_with and started_with != found.config_path:
         raise RefusedError(
             f"containerd runs with {found.config_path}, but {found.unit} would start it with {started_with}.",
             remedy=f"Restart {found.unit} yourself first, or correct {settings.files[-1]}.",

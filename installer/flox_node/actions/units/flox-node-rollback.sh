@@ -37,6 +37,7 @@ while IFS="$tab" read -r what one two path; do
     esac || { echo "$path cannot be put back."; failed=1; }
 done <firing
 
+if grep -q '/etc/systemd/' firing; then systemctl daemon-reload || failed=1; fi # a drop-in named the configuration
 if [ "$mode" != boot ]; then
     while IFS="$tab" read -r what one two unit; do
         case $what in
