@@ -19,7 +19,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _CLONE_NEWNS = 0x20000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_REC, _MS_SLAVE = 0x4000, 0x80000
 
 
 def main() -> int:
@@ -31,7 +31,8 @@ def main() -> int:
     for namespace in namespaces:
         _check("setns", _libc.setns(namespace, 0))
     _check("unshare", _libc.unshare(_CLONE_NEWNS))
-    _check("mount", _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+    # HostToContainer propagation, in the words of a pod: what the node mounts later is seen, and nothing goes back.
+    _check("mount", _libc.mount(b"none", b"/", None, _MS_REC | _MS_SLAVE, None))
     node = _check("open_tree", _libc.syscall(_OPEN_TREE, _AT_FDCWD, b"/", _OPEN_TREE_CLONE | _AT_RECURSIVE))
     _move_mount(machine, "/tmp")  # any folder of the node: it is hidden in this mount namespace only
     _move_mount(node, f"/tmp{HOST_ROOT}")

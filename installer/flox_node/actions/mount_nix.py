@@ -7,6 +7,7 @@ boot before the first pod. The unit is wanted and never required: a disk that is
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from dataclasses import dataclass
 from typing import ClassVar
@@ -139,6 +140,8 @@ def require_usable(host: Host, source: str) -> None:
     former = mounted_folder(host)
     if not re.fullmatch(r"(/[\w.@:+-]+)+", source) or ".." in source.split("/") or source == NIX:
         raise RefusedError(f"{source} is no folder that can be mounted at {NIX}.", remedy="Name an absolute path.")
+    if not host.files.is_dir(posixpath.dirname(source)):
+        raise RefusedError(f"{posixpath.dirname(source)} is not there.", remedy="Create it, or mount the disk there.")
     if host.files.real(source) != host.files.real(source, follow=False):
         raise RefusedError(f"{source} leads over a symlink.", remedy=f"Name {_as_node(host, source)} instead.")
     if former is not None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.errors import UsageError
 from flox_node.host import Host
-from flox_node.payload import Manifest, Payload, changed_files, place, survey, unplace
+from flox_node.payload import Manifest, Payload, changed_files, damaged, place, survey, unplace
 from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import folder_of
 
@@ -22,11 +22,12 @@ class PlacePayload:
 
     payload_id: str
     source: Payload | None = field(default=None, metadata={"recorded": False}, compare=False)
+    repair: bool = field(default=False, metadata={"recorded": False}, compare=False)
 
     @classmethod
-    def of(cls, payload: Payload) -> PlacePayload:
-        """The action that places this payload."""
-        return cls(payload.manifest.id, payload)
+    def of(cls, payload: Payload, *, repair: bool = False) -> PlacePayload:
+        """The action that places this payload; with `repair` it compares digests of what is there."""
+        return cls(payload.manifest.id, payload, repair)
 
     @property
     def key(self) -> str:
@@ -51,7 +52,8 @@ class PlacePayload:
         if found.roots:
             return Missing("the payload's garbage collection roots are not all there")
         if found.has_folder:
-            return None
+            broken = damaged(host, manifest) if self.repair else ()
+            return Missing(f"damaged: {', '.join(broken)}") if broken else None
         changed = changed_files(host, manifest)
         return Missing(f"{', '.join(changed) or folder_of(self.payload_id)} is not what was placed")
 
@@ -72,7 +74,7 @@ class PlacePayload:
         """See Action."""
         if self.source is None:
             raise UsageError("A payload is placed from its source.", remedy="Name it with --payload.")
-        place(host, self.source)
+        place(host, self.source, repair=self.repair)
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> None:
         """See Action."""

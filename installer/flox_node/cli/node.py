@@ -44,6 +44,12 @@ Deadline = Annotated[
 RestartsPerHour = Annotated[
     int, typer.Option("--restarts-per-hour", min=1, help="Refuse to restart containerd more often than that.")
 ]
+NixDir = Annotated[
+    str | None,
+    typer.Option(
+        "--nix-dir", help="Keep the store in this folder of the node and mount it at /nix.", show_default="/nix"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 DEFAULT_ROOT = Path("/")
 DEFAULT_SOCKET: str | None = None
@@ -64,6 +70,7 @@ def plan(
     socket: Socket = DEFAULT_SOCKET,
     adopt: Adopt = False,
     platform: PlatformName = None,
+    nix_dir: NixDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
@@ -72,7 +79,7 @@ def plan(
     from flox_node.payload import open_payload
     from flox_node.plan.platforms import recognise
 
-    host, settings = Host.at(host_root), runs.Settings(socket, adopt, platform)
+    host, settings = Host.at(host_root), runs.Settings(socket, adopt, platform, nix_dir=nix_dir)
     recognised = recognise(host, socket=socket, named=platform)
     steps = runs.preview(host, open_payload(payload), settings)
     if as_json:
@@ -97,6 +104,11 @@ def install(
     platform: PlatformName = None,
     deadline: Deadline = None,
     restarts_per_hour: RestartsPerHour = _RESTARTS_PER_HOUR,
+    nix_dir: NixDir = None,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Compare every byte of the payload with what is there; replace what differs."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
@@ -108,7 +120,7 @@ def install(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    settings = runs.Settings(socket, adopt, platform, deadline, restarts_per_hour)
+    settings = runs.Settings(socket, adopt, platform, deadline, restarts_per_hour, nix_dir, repair)
     steps = runs.install(Host.at(host_root), open_payload(payload), settings, _reporter(as_json))
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:

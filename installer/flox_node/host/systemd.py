@@ -102,7 +102,7 @@ class DbusSystemd:
             return UnitStatus(
                 active=_property(bus, path, f"{_NAME}.Unit", "ActiveState"),
                 sub=_property(bus, path, f"{_NAME}.Unit", "SubState"),
-                main_pid=_property(bus, path, f"{_NAME}.Service", "MainPID"),
+                main_pid=_property(bus, path, f"{_NAME}.Service", "MainPID") if unit.endswith(".service") else 0,
             )
 
     def restart(self, unit: str, *, timeout: float) -> None:

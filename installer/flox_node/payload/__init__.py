@@ -2,7 +2,7 @@
 
 from flox_node.payload.archive import open_payload
 from flox_node.payload.manifest import Manifest, PayloadFile, StorePath
-from flox_node.payload.place import Placed, Survey, changed_files, place, survey, unplace
+from flox_node.payload.place import Placed, Survey, changed_files, damaged, place, survey, unplace
 from flox_node.payload.source import Payload
 from flox_node.payload.verify import verify
 
@@ -14,6 +14,7 @@ __all__ = [
     "StorePath",
     "Survey",
     "changed_files",
+    "damaged",
     "open_payload",
     "place",
     "survey",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import time
@@ -113,11 +114,24 @@ def changed_files(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> tu
     return tuple(changed)
 
 
-def place(host: Host, payload: Payload, *, prefix: str = PREFIX) -> Placed:
+def damaged(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> tuple[str, ...]:
+    """What of a placed payload is not what the manifest says, to the bit. Reads all of it."""
+    folder = folder_of(manifest.id, prefix)
+    found = [path.path for path in _not_whole(host, manifest.store_paths)]
+    for file in manifest.files:
+        content = host.files.read_optional(f"{folder}/{file.path}")
+        wanted = file.path != manifests.REGISTRATION  # stays in the payload
+        if wanted and (content is None or hashlib.sha256(content).hexdigest() != file.sha256):
+            found.append(f"{folder}/{file.path}")
+    return tuple(found)
+
+
+def place(host: Host, payload: Payload, *, prefix: str = PREFIX, repair: bool = False) -> Placed:
     """Bring a payload onto the node: store paths, registration, roots, `<prefix>/payloads/<id>`.
 
-    It may be run again after any failure, and costs next to nothing when all is there. The caller holds the node's
-    lock; a second placing at the same time is refused all the same.
+    It may be run again after any failure, and costs next to nothing when all is there. `repair` looks into what is
+    there, too, and replaces what is damaged. The caller holds the node's lock; a second placing at the same time is
+    refused all the same.
 
     Raises:
         CorruptError: the payload is damaged; nothing of the damaged path is in the store.
@@ -127,7 +141,7 @@ def place(host: Host, payload: Payload, *, prefix: str = PREFIX) -> Placed:
     """
     manifest = payload.manifest
     folder = folder_of(manifest.id, prefix)
-    if survey(host, manifest, prefix=prefix).complete:
+    if not repair and survey(host, manifest, prefix=prefix).complete:
         return Placed(folder, copied=0, kept=len(manifest.store_paths), written=0)
     _refuse_unusable_store(host)
     try:
@@ -135,7 +149,7 @@ def place(host: Host, payload: Payload, *, prefix: str = PREFIX) -> Placed:
             _make_folders(host, made)
         with _staging(host) as staging, _no_collection(host):
             lacking = survey(host, manifest, prefix=prefix).unregistered
-            missing = _not_whole(host, lacking)
+            missing = _not_whole(host, manifest.store_paths if repair else lacking)
             _check_space(host, missing)
             _write_roots(host, manifest)
             fresh = _fresh_folder(host, manifest, prefix)

@@ -41,6 +41,7 @@ class Settings:
     replaces a handler `flox` of somebody else's until the uninstall. A restart that is not confirmed within
     `deadline_s` seconds (None: the platform's) is undone; an install restarts containerd at most so often an hour.
     `nix_dir` is the folder that is mounted at /nix; None: what an earlier install mounted there, or /nix itself.
+    `repair` compares every byte of the payload with what is there.
     """
 
     socket: str | None = None
@@ -49,6 +50,7 @@ class Settings:
     deadline_s: float | None = None
     restarts_per_hour: int = RESTARTS_PER_HOUR
     nix_dir: str | None = None
+    repair: bool = False
 
 
 def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
@@ -73,7 +75,7 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         CreateDirectory(f"{PREFIX}/payloads"),
         CreateDirectory("/etc/flox-node", keep=True),
         *_nix(host, settings, found.unit),
-        PlacePayload.of(payload),
+        PlacePayload.of(payload, repair=settings.repair),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, found, running)),
         *([ImportImage(socket)] if any(file.path == EMPTY_IMAGE for file in payload.manifest.files) else []),

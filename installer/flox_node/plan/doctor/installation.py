@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import posixpath
 import re
 from collections.abc import Sequence
@@ -11,10 +10,8 @@ from typing import Any
 
 from flox_node.actions.paths import BIN, CURRENT, PREFIX
 from flox_node.errors import FloxNodeError
-from flox_node.host.trees import walk
-from flox_node.payload.manifest import NAME, REGISTRATION, Manifest, parse
-from flox_node.payload.nar import nar_of
-from flox_node.payload.place import folder_of
+from flox_node.payload import Manifest, damaged
+from flox_node.payload.manifest import NAME, parse
 from flox_node.plan import drift
 from flox_node.plan.doctor.check import Check, Verdict, ok, problem, skipped, told
 from flox_node.plan.doctor.node import Node
@@ -74,33 +71,17 @@ def decide_drift(found: Sequence[drift.Drift]) -> Verdict:
     return told([f"{each.reason}" + (f" (looks like {each.suspect})" if each.suspect else "") for each in found])
 
 
-def _content(node: Node) -> list[str] | None:
+def _content(node: Node) -> tuple[str, ...] | None:
     """What of the current payload is damaged, by digest; None without --deep or without a payload."""
     manifest = _manifest(node)
-    if not node.deep or manifest is None:
-        return None
-    files, damaged = node.host.files, []
-    for path in manifest.store_paths:
-        try:
-            found = nar_of(walk(files.real(path.path, follow=False)))
-        except OSError as error:
-            damaged.append(f"{path.path} ({error.strerror or error})")
-            continue
-        if (found.nar_hash, found.nar_size) != (path.nar_hash, path.nar_size):
-            damaged.append(path.path)
-    folder = folder_of(manifest.id)
-    for file in manifest.files:
-        content = files.read_optional(f"{folder}/{file.path}")
-        if file.path != REGISTRATION and (content is None or hashlib.sha256(content).hexdigest() != file.sha256):
-            damaged.append(f"{folder}/{file.path}")
-    return damaged
+    return damaged(node.host, manifest) if node.deep and manifest is not None else None
 
 
-def decide_content(damaged: list[str] | None) -> Verdict:
+def decide_content(found: Sequence[str] | None) -> Verdict:
     """Digests are compared only on request: it reads the whole payload."""
-    if damaged is None:
+    if found is None:
         return skipped("digests are compared with --deep, where a payload is installed")
-    return told([f"damaged: {', '.join(damaged)}"] if damaged else [])
+    return told([f"damaged: {', '.join(found)}"] if found else [])
 
 
 def _flox_version(node: Node) -> str | None:
