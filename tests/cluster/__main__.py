@@ -1,4 +1,4 @@
-"""`python -m tests.cluster build|up|down|kubectl`: build the programs, start a cluster, remove it, talk to it."""
+"""`python -m tests.cluster build|up|down|kubectl|pin`: build the programs, start a cluster, remove it, talk to it."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 
 from tests.bed import cache
 from tests.bed.prepare import prepare
-from tests.cluster import background, binaries
+from tests.cluster import background, binaries, pin
 
 
 def main() -> int:
@@ -17,6 +17,8 @@ def main() -> int:
     commands.add_parser("up", help="start a cluster that goes on running; one that runs is kept")
     commands.add_parser("down", help="remove it and everything it had")
     commands.add_parser("hold", help="what `up` leaves running: the cluster's owner")
+    pinning = commands.add_parser("pin", help="pin a further Kubernetes release under tests/tools")
+    pinning.add_argument("release", help="e.g. 1.33.13")
     kubectl = commands.add_parser("kubectl", help="run kubectl against it", add_help=False)
     kubectl.add_argument("arguments", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
@@ -29,6 +31,8 @@ def main() -> int:
         print(f"kubectl of the cluster: {background.up(arguments.name)}")
     elif arguments.command == "down":
         background.down(arguments.name)
+    elif arguments.command == "pin":
+        print(pin.pin(arguments.release))
     elif arguments.command == "hold":
         background.hold(arguments.name)
     else:

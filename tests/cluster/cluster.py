@@ -32,12 +32,10 @@ class Cluster:
         """Start the control plane, boot the nodes and wait until every node is Ready and names are resolved."""
         started = time.monotonic()
         self.control_plane.start(timeout)
-        for index, containerd in enumerate(self._containerd, 1):
-            self.nodes.append(Node(index, self.control_plane, containerd))
-        network.connect(self.control_plane.scope.name, [node.network_namespace.name for node in self.nodes])
+        for containerd in self._containerd:
+            self.add_node(containerd)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(Node.boot, self.nodes))
-        self.load(binaries.coredns())
+            list(pool.map(self._boot, self.nodes))
         self.control_plane.add_dns()
         for node in self.nodes:
             self.wait_ready(node, timeout)
@@ -58,6 +56,25 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def add_node(self, containerd: str, *kubelet_arguments: str) -> Node:
+        """One node more, connected but off: `boot` it, and it joins. Its images are the standard ones.
+
+        kubelet_arguments: what a node group gives its nodes, e.g. "--register-with-taints=flox.test/a=:NoSchedule".
+        """
+        others = [node.network_namespace.name for node in self.nodes]
+        node = Node(len(self.nodes) + 1, self.control_plane, containerd, *kubelet_arguments)
+        self.nodes.append(node)
+        network.connect(self.control_plane.scope.name, others, node.network_namespace.name)
+        return node
+
+    def remove_node(self, node: Node) -> None:
+        """Remove the node that was added last, from the cluster too."""
+        assert self.nodes[-1] is node
+        self.kubectl("delete", "node", node.name, "--ignore-not-found")
+        node.close()
+        network.disconnect(self.control_plane.scope.name, [other.network_namespace.name for other in self.nodes[:-1]])
+        self.nodes.remove(node)
 
     def node(self, name: str) -> Node:
         """The node of this name ("worker-1")."""
@@ -144,6 +161,10 @@ class Cluster:
         self.nodes.clear()
         if self.control_plane.scope.folder.exists():
             self.control_plane.close()
+
+    def _boot(self, node: Node) -> None:
+        node.boot()
+        node.load(binaries.coredns())
 
     def _kubectl(
         self, arguments: Sequence[str | Path], input: str | None, timeout: float

@@ -6,7 +6,6 @@ Keys, certificates and kubeconfigs are kubeadm's, and the programs' arguments ar
 import json
 import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bed.scope import Scope
@@ -41,15 +40,45 @@ class ControlPlane:
         self._write_kubeadm_config()
         self._kubeadm("init", "phase", "certs", "all")
         self._kubeadm("init", "phase", "kubeconfig", "all", f"--kubeconfig-dir={self.scope.folder}")
-        self._run("etcd", binaries.etcd(), self._etcd())
-        self._run_kube("kube-apiserver", self._api_server())
-        self._wait_ready(timeout)
+        for program in ("etcd", "kube-apiserver"):
+            self.run(program)
+        self.wait_ready(timeout)
         # As `kubeadm init` does between its phases; the API server itself is in this group when it calls a kubelet.
         admins = "kubeadm:cluster-admins"
         binding = ("create", "clusterrolebinding", admins, f"--group={admins}", "--clusterrole=cluster-admin")
         subprocess.run(self.kubectl(*binding), check=True, capture_output=True)
-        self._run_kube("kube-controller-manager", self._controller_manager())
-        self._run_kube("kube-scheduler", self._scheduler())
+        for program in ("kube-controller-manager", "kube-scheduler"):
+            self.run(program)
+
+    def run(self, program: str) -> None:
+        """Start a program of the control plane, e.g. "kube-apiserver"."""
+        arguments = {
+            "etcd": self._etcd,
+            "kube-apiserver": self._api_server,
+            "kube-controller-manager": self._controller_manager,
+            "kube-scheduler": self._scheduler,
+        }[program]()
+        file = binaries.etcd() if program == "etcd" else binaries.path(self.release, program)
+        log = self.scope.folder / "logs" / program
+        self._processes[program] = self.scope.popen(ENTER, self.scope.network_namespace, file, *arguments, log=log)
+
+    def kill(self, program: str) -> None:
+        """Kill a program of the control plane; `run` starts it again."""
+        process = self._processes.pop(program)
+        process.kill()
+        process.wait()
+
+    def wait_ready(self, timeout: float = 60) -> None:
+        """Wait until the API server is ready."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.check_alive()
+            done = subprocess.run(self.kubectl("get", "--raw=/readyz"), capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"The API server is not ready after {timeout} s: {done.stderr}\n{self.logs()}")
+            time.sleep(0.2)
 
     def add_dns(self) -> None:
         """Apply kubeadm's CoreDNS, whose image the nodes must have."""
@@ -86,24 +115,6 @@ class ControlPlane:
         for process in self._processes.values():
             process.wait()
         self.scope.close()
-
-    def _wait_ready(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while True:
-            self.check_alive()
-            done = subprocess.run(self.kubectl("get", "--raw=/readyz"), capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                return
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"The API server is not ready after {timeout} s: {done.stderr}\n{self.logs()}")
-            time.sleep(0.2)
-
-    def _run_kube(self, program: str, arguments: Sequence[str]) -> None:
-        self._run(program, binaries.path(self.release, program), arguments)
-
-    def _run(self, name: str, program: Path, arguments: Sequence[str]) -> None:
-        log = self.scope.folder / "logs" / name
-        self._processes[name] = self.scope.popen(ENTER, self.scope.network_namespace, program, *arguments, log=log)
 
     def _kubeadm(self, *arguments: str) -> str:
         command = self.command("kubeadm", *arguments, f"--config={self.scope.folder / 'kubeadm.json'}")

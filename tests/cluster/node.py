@@ -1,6 +1,7 @@
 """A node of a cluster: a node box with a real kubelet, kube-proxy and a bridge CNI."""
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Self
@@ -19,7 +20,7 @@ class Node(NodeBox):
     Its files are where kubeadm and the distributions have them: /etc/kubernetes, /var/lib/kubelet, /etc/cni/net.d.
     """
 
-    def __init__(self, index: int, control_plane: ControlPlane, containerd: str) -> None:
+    def __init__(self, index: int, control_plane: ControlPlane, containerd: str, *kubelet_arguments: str) -> None:
         """index: which of the cluster's nodes, counted from 1. containerd: the release ("1.7", "2.1")."""
         super().__init__(containerd, config=node_config(systemd_cgroup=True))
         self.name = f"worker-{index}"
@@ -32,6 +33,8 @@ class Node(NodeBox):
         self.write("etc/resolv.conf", f"nameserver {network.API_SERVER}\n")  # nobody answers: there is no outside
         self._write_units()
         self._write_configuration(control_plane)
+        arguments = [f"--hostname-override={self.name}", f"--node-ip={self.address}", *kubelet_arguments]
+        self.write("etc/kubernetes/kubelet.env", f"KUBELET_ARGS={shlex.join(arguments)}\n")
 
     @property
     def network_namespace(self) -> Path:
@@ -64,9 +67,6 @@ class Node(NodeBox):
         identity = control_plane.kubeconfig_for(f"system:node:{self.name}", "system:nodes")
         self.write("etc/kubernetes/kubelet.conf", identity)
         self.write("etc/kubernetes/kube-proxy.conf", control_plane.kubeconfig_for("system:kube-proxy"))
-        self.write(
-            "etc/kubernetes/kubelet.env", f"KUBELET_ARGS=--hostname-override={self.name} --node-ip={self.address}\n"
-        )
         self._write_json("etc/kubernetes/kubelet.json", self._kubelet())
         self._write_json("etc/kubernetes/kube-proxy.json", self._kube_proxy())
         self._write_json("etc/cni/net.d/10-bridge.conflist", self._cni())

@@ -247,3 +247,38 @@ def test_pods_have_addresses_of_their_nodes_network(cluster: Cluster, web: dict[
     for pod_ in cluster.get("pods", "--selector=app=web")["items"]:
         index = int(pod_["spec"]["nodeName"].removeprefix("worker-"))
         assert pod_["status"]["podIP"].startswith(network.pods_of(index).removesuffix("0/24"))
+
+
+def test_an_outage_of_the_api_server_leaves_the_pods_alone(cluster: Cluster, web: dict[str, str]) -> None:
+    address = cluster.get("service", "web")["spec"]["clusterIP"]
+
+    cluster.control_plane.kill("kube-apiserver")
+    assert cluster.try_kubectl("get", "nodes") is None
+    assert_answers(cluster.command(*FETCH, f"http://{address}", of=cluster.nodes[0]), web)
+
+    cluster.control_plane.run("kube-apiserver")
+    cluster.control_plane.wait_ready()
+    assert nodes_of(cluster, "app=web") == web
+
+
+def test_a_node_that_is_added_joins_with_what_its_group_gives_it(
+    cluster: Cluster, applied: Callable[..., None]
+) -> None:
+    node = cluster.add_node(
+        "2.1", "--node-labels=flox.test/group=late", "--register-with-taints=flox.test/a=:NoSchedule"
+    )
+    try:
+        node.boot()
+        cluster.wait_ready(node)
+
+        joined = cluster.get("node", node.name)
+        assert joined["metadata"]["labels"]["flox.test/group"] == "late"
+        assert {"key": "flox.test/a", "effect": "NoSchedule"} in joined["spec"]["taints"]
+
+        applied(pod("guest", "sh", "-c", SERVER, node=node.name, tolerations=[{"key": "flox.test/a"}]))
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/guest")
+        address = cluster.get("pod", "guest")["status"]["podIP"]
+        assert_answers(cluster.command(*FETCH, f"http://{address}:8080", of=cluster.nodes[0]), ["guest"])
+        cluster.kubectl("delete", "pod", "guest", "--now")
+    finally:
+        cluster.remove_node(node)

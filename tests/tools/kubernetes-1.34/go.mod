@@ -6,7 +6,6 @@ godebug default=go1.24
 
 tool (
 	k8s.io/kubernetes/cmd/kube-apiserver
-
 	k8s.io/kubernetes/cmd/kube-controller-manager
 	k8s.io/kubernetes/cmd/kube-proxy
 	k8s.io/kubernetes/cmd/kube-scheduler
@@ -199,7 +198,6 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-// kubernetes itself asks for v0.0.0 of its staging modules
 replace (
 	k8s.io/api => k8s.io/api v0.34.4
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.34.4
