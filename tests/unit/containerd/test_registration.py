@@ -1,0 +1,250 @@
+"""Registrations on platforms that make containerd's configuration themselves: what is written where, and taken back."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from flox_node.containerd.editor import Handler
+from flox_node.containerd.effective import MapReader
+from flox_node.containerd.registration import (
+    Copied,
+    Edit,
+    K0s,
+    NodeConfig,
+    Plain,
+    Rancher,
+    Registration,
+    Relocated,
+    Template,
+    from_json,
+    to_json,
+)
+from flox_node.containerd.registration.nodeadm import FRAGMENT, USER_DATA
+from flox_node.containerd.version import ContainerdVersion
+from flox_node.errors import CorruptError, RefusedError
+
+V2, V3 = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"
+FLOX = Handler()
+K3S = "/var/lib/rancher/k3s/agent/etc/containerd"
+LIVE = "/etc/containerd/config.toml"
+UNIT_FILE = "/etc/systemd/system/containerd.service.d/90-flox-node.conf"
+BASE = '{{ template "base" . }}\n'
+
+Files = dict[str, bytes]
+
+
+def config(plugin: str, version: int = 2, head: str = "") -> bytes:
+    return f"""version = {version}
+{head}
+[plugins."{plugin}".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+  [plugins."{plugin}".containerd.runtimes.runc.options]
+    SystemdCgroup = true
+""".encode()
+
+
+def register(registration: Registration, files: Files, containerd: str, **options: Any) -> tuple[Edit, ...]:
+    version = ContainerdVersion.parse(containerd)
+    return registration.edits(MapReader(files), version, FLOX, **{"adopt": False, **options})
+
+
+def applied(files: Files, edits: tuple[Edit, ...]) -> Files:
+    after: dict[str, bytes | None] = {**files, **{edit.path: edit.after for edit in edits}}
+    return {path: data for path, data in after.items() if data is not None}
+
+
+def withdraw(registration: Registration, files: Files, containerd: str) -> Files:
+    version = ContainerdVersion.parse(containerd)
+    return applied(files, registration.withdrawals(MapReader(files), version, FLOX))
+
+
+def runtimes(text: bytes | str, plugin: str) -> Mapping[str, Any]:
+    data = tomllib.loads(text if isinstance(text, str) else text.decode())
+    found: Mapping[str, Any] = data["plugins"][plugin]["containerd"]["runtimes"]
+    return found
+
+
+def fragment_text(fragment: bytes) -> str:
+    lines = fragment.decode().partition("    config: |\n")[2].splitlines()
+    assert all(line.startswith("      ") for line in lines)
+    return "\n".join(line[6:] for line in lines)
+
+
+REGISTRATIONS: list[tuple[Registration, Files, str]] = [
+    (Plain(LIVE), {LIVE: config(V2)}, "1.7.24"),
+    (Copied(LIVE, "/etc/eks/c.toml"), {LIVE: config(V2), "/etc/eks/c.toml": config(V2)}, "1.7.24"),
+    (Rancher(f"{K3S}/config.toml"), {f"{K3S}/config.toml": config(V2)}, "1.7.24"),
+    (Rancher(f"{K3S}/config.toml"), {f"{K3S}/config.toml": config(V3, 3)}, "2.1.4"),
+    (
+        Rancher(f"{K3S}/config.toml"),
+        {f"{K3S}/config.toml": config(V3, 3, f'imports = ["{K3S}/config-v3.toml.d/*.toml"]')},
+        "2.1.4",
+    ),
+    (
+        Rancher(f"{K3S}/config.toml"),
+        {f"{K3S}/config.toml": config(V2), f"{K3S}/config.toml.tmpl": f"# mine\n{BASE}# no newline".encode()},
+        "1.7.24",
+    ),
+    (
+        K0s("/etc/k0s/containerd.toml", "/etc/k0s/containerd.d"),
+        {
+            "/etc/k0s/containerd.toml": b'version = 2\nimports = ["/run/k0s/containerd-cri.toml"]\n',
+            "/run/k0s/containerd-cri.toml": config(V2),
+        },
+        "1.7.24",
+    ),
+    (
+        K0s("/etc/k0s/containerd.toml", "/etc/k0s/containerd.d"),
+        {"/etc/k0s/containerd.toml": config(V3, 3, 'imports = ["/etc/k0s/containerd.d/*.toml"]')},
+        "2.3.4",
+    ),
+    (NodeConfig(LIVE), {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/.keep": b""}, "2.1.4"),
+    (
+        Template("/var/snap/config.toml", "/var/snap/template.toml"),
+        {"/var/snap/config.toml": config(V2), "/var/snap/template.toml": config(V2).replace(b"runc.v2", b"runc.v2")},
+        "2.1.4",
+    ),
+    (
+        Relocated(LIVE, "/usr/share/containerd/config.toml", UNIT_FILE),
+        {"/usr/share/containerd/config.toml": config(V2)},
+        "1.7.24",
+    ),
+]
+
+
+@pytest.mark.parametrize(("registration", "files", "containerd"), REGISTRATIONS)
+def test_what_was_registered_is_there_once_and_goes_without_a_trace(
+    registration: Registration, files: Files, containerd: str
+) -> None:
+    edits = register(registration, files, containerd)
+    assert edits
+    after = applied(files, edits)
+    assert register(registration, after, containerd) == ()
+    assert withdraw(registration, after, containerd) == files
+    assert withdraw(registration, files, containerd) == files
+
+
+@pytest.mark.parametrize(("registration", "files", "containerd"), REGISTRATIONS)
+def test_a_registration_survives_the_receipt(registration: Registration, files: Files, containerd: str) -> None:
+    assert from_json(json.loads(json.dumps(to_json(registration)))) == registration
+
+
+def test_a_registration_of_a_newer_version_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(CorruptError):
+        from_json({"kind": "telepathy"})
+
+
+@pytest.mark.parametrize(
+    ("containerd", "rendered", "existing", "template", "plugin"),
+    [
+        ("1.7.24", config(V2), {}, "config.toml.tmpl", V2),
+        ("2.1.4", config(V3, 3), {}, "config-v3.toml.tmpl", V3),
+        ("2.1.4", config(V2), {"config.toml.tmpl": BASE}, "config.toml.tmpl", V2),
+        ("2.1.4", config(V3, 3), {"config.toml.tmpl": BASE, "config-v3.toml.tmpl": BASE}, "config-v3.toml.tmpl", V3),
+    ],
+)
+def test_k3s_gets_the_table_behind_its_base_in_the_template_that_it_uses(
+    containerd: str, rendered: bytes, existing: dict[str, str], template: str, plugin: str
+) -> None:
+    files = {f"{K3S}/config.toml": rendered, **{f"{K3S}/{name}": text.encode() for name, text in existing.items()}}
+    (edit,) = register(Rancher(f"{K3S}/config.toml"), files, containerd)
+    assert edit.path == f"{K3S}/{template}"
+    text = (edit.after or b"").decode()
+    assert text.count(BASE.strip()) == 1
+    assert runtimes(text.partition(BASE)[2], plugin)["flox"]["options"]["SystemdCgroup"] is True
+    assert [live.path for live in edit.live] == [f"{K3S}/config.toml"], "what it will render is what is proven"
+
+
+def test_a_template_of_k3s_without_base_is_appended_to() -> None:
+    files = {f"{K3S}/config.toml": config(V2), f"{K3S}/config.toml.tmpl": config(V2)}
+    (edit,) = register(Rancher(f"{K3S}/config.toml"), files, "1.7.24")
+    assert (edit.after or b"").startswith(config(V2))
+    assert "{{" not in (edit.after or b"").decode()
+    assert set(runtimes(edit.after or b"", V2)) == {"runc", "flox"}
+
+
+def test_others_lines_in_a_template_stay_when_ours_go() -> None:
+    registration = Rancher(f"{K3S}/config.toml")
+    files = {f"{K3S}/config.toml": config(V2)}
+    after = applied(files, register(registration, files, "1.7.24"))
+    after[f"{K3S}/config.toml.tmpl"] += b"# theirs\n"
+    left = withdraw(registration, after, "1.7.24")[f"{K3S}/config.toml.tmpl"].decode()
+    assert BASE in left
+    assert left.endswith("# theirs\n")
+    assert 'flox"' not in left
+
+
+USERS = (
+    "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec:\n  containerd:\n    config: |\n      [plugins.'{}']\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("containerd", "others", "user_data", "plugin"),
+    [
+        ("1.7.24", "", "", V2),
+        ("2.1.4", "", "", V3),
+        ("2.1.4", USERS.format(V2), "", V2),
+        ("2.1.4", USERS.format(V3), "", V3),
+        ("2.1.4", USERS.format(V2) + f"      [plugins.'{V3}']\n", "", V3),
+        ("2.1.4", "", f"[plugins.'{V2}'.registry]", V2),
+        ("2.1.4", "", '[debug]\nlevel = "debug"', V3),
+    ],
+)
+def test_a_fragment_for_nodeadm_follows_the_plugin_id_of_the_others(
+    containerd: str, others: str, user_data: str, plugin: str
+) -> None:
+    live = config(V2) if containerd.startswith("1") else config(V3, 3)
+    spec = {"spec": {"containerd": {"config": user_data}}}
+    files = {LIVE: live, "/etc/eks/nodeadm.d/40-user.yaml": others.encode(), USER_DATA: json.dumps(spec).encode()}
+    fragment = applied(files, register(NodeConfig(LIVE), files, containerd))[FRAGMENT]
+    assert re.search(rb"^apiVersion: node\.eks\.aws/v1alpha1\nkind: NodeConfig\nspec:\n", fragment, re.MULTILINE)
+    assert runtimes(fragment_text(fragment), plugin)["flox"]["options"]["SystemdCgroup"] is True
+
+
+def test_what_nodeadm_wrote_with_our_fragment_needs_no_further_edit() -> None:
+    files = {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/.keep": b""}
+    after = applied(files, register(NodeConfig(LIVE), files, "2.1.4"))
+    written = config(V3, 3).decode() + fragment_text(after[FRAGMENT]).replace("[plugins.", "\n[plugins.", 1).replace(
+        "pod_annotations", "runtime_path = ''\nsnapshotter = ''\npod_annotations"
+    )
+    assert register(NodeConfig(LIVE), {**after, LIVE: written.encode()}, "2.1.4") == ()
+
+
+def test_a_handler_in_somebody_elses_fragment_is_refused_even_to_be_adopted() -> None:
+    others = USERS.format(V3) + f"      [plugins.'{V3}'.containerd.runtimes.flox]\n"
+    files = {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/40-user.yaml": others.encode()}
+    with pytest.raises(RefusedError, match=r"40-user\.yaml"):
+        register(NodeConfig(LIVE), files, "2.1.4", adopt=True)
+
+
+def test_without_a_folder_of_fragments_only_the_live_file_is_edited() -> None:
+    (edit,) = register(NodeConfig(LIVE), {LIVE: config(V3, 3)}, "2.1.4")
+    assert edit.path == LIVE
+
+
+def test_a_copy_on_flatcar_that_others_edited_stays_and_stays_in_use() -> None:
+    vendor = "/usr/share/containerd/config.toml"
+    registration = Relocated(LIVE, vendor, UNIT_FILE)
+    files = {vendor: config(V2)}
+    after = applied(files, register(registration, files, "1.7.24"))
+    assert f"CONTAINERD_CONFIG={LIVE}".encode() in after[UNIT_FILE]
+    assert Relocated.found_in(MapReader(after), LIVE, UNIT_FILE) == registration
+    after[LIVE] += b"# theirs\n"
+    assert withdraw(registration, after, "1.7.24") == {
+        **files,
+        LIVE: config(V2) + b"# theirs\n",
+        UNIT_FILE: after[UNIT_FILE],
+    }
+
+
+def test_a_file_that_flatcar_does_not_read_is_not_taken_into_use() -> None:
+    vendor = "/usr/share/containerd/config.toml"
+    with pytest.raises(RefusedError, match="does not read it"):
+        register(Relocated(LIVE, vendor, UNIT_FILE), {vendor: config(V2), LIVE: b"version = 2\n"}, "1.7.24")
