@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flox_node.containerd import daemon
-from flox_node.errors import FloxNodeError
+from flox_node.errors import FloxNodeError, RefusedError
 from flox_node.host import Host
 from flox_node.plan import drift, platforms
 from flox_node.plan.planner import HANDLER, Settings
@@ -39,7 +39,7 @@ def status(host: Host, settings: Settings) -> NodeStatus:
     live = False
     try:
         socket = daemon.cri_socket(host, settings.socket)
-        platform = platforms.recognise(host, socket=socket, named=settings.platform).platform.name
+        platform = _platform(host, socket, settings)
         config = daemon.find(host, socket, patience_s=0).config_path
         running = daemon.cri(host, socket).status()
         version, live = running.version, HANDLER in running.handlers
@@ -58,3 +58,10 @@ def status(host: Host, settings: Settings) -> NodeStatus:
         problem=problem,
         platform=platform,
     )
+
+
+def _platform(host: Host, socket: str, settings: Settings) -> str:
+    try:
+        return platforms.recognise(host, socket=socket, named=settings.platform).platform.name
+    except RefusedError:
+        return ""  # signs that contradict each other: an install was told, and the receipt knows what it did
