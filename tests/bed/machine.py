@@ -188,6 +188,7 @@ class Machine(ABC):
                 os.kill(victim, signal.SIGKILL)
             self._nspawn.wait()
             self._nspawn = None
+            self._scope.prune()  # a kubelet of the next boot would take the pods' cgroups for pods
         self._pid = 0
 
     def close(self) -> None:

@@ -77,6 +77,14 @@ class Scope:
         """Kill every process of the scope at once and wait until none is left."""
         _kill(self.name)
 
+    def prune(self) -> None:
+        """Remove the cgroups that programs of the scope made below its own, if no process is left in them."""
+        for cgroup in _cgroups(self.name):
+            for path, _, _ in os.walk(cgroup, topdown=False):
+                if path != str(cgroup):
+                    with contextlib.suppress(OSError):
+                        _insist(path)
+
     def close(self) -> None:
         """Kill and remove everything."""
         _remove(self.name)
