@@ -97,7 +97,7 @@ def uninstall(
             _leave_no_state(host, ledger)
             return []
         if not force:
-            _refuse_while_in_use(host, settings)
+            _refuse_while_in_use(host, settings.socket or _recorded_socket(ledger))
         results = []
         for record in _reversed(ledger):
             # Folders that hold what is in use wait along; otherwise what is not empty is no longer ours alone.
@@ -177,10 +177,16 @@ def _receipt(host: Host, payload: Payload, ledger: Ledger) -> Receipt:
     )
 
 
-def _refuse_while_in_use(host: Host, settings: Settings) -> None:
+def _recorded_socket(ledger: Ledger) -> str | None:
+    """The socket that the handler was registered behind; a kubelet that is down says nothing."""
+    sockets = [record.action["socket"] for record in ledger.records.values() if record.action.get("socket")]
+    return sockets[-1] if sockets else None
+
+
+def _refuse_while_in_use(host: Host, socket: str | None) -> None:
     users = [
         f"{sandbox.namespace}/{sandbox.name}"
-        for sandbox in daemon.cri(host, daemon.cri_socket(host, settings.socket)).sandboxes()
+        for sandbox in daemon.cri(host, daemon.cri_socket(host, socket)).sandboxes()
         if sandbox.handler == HANDLER and sandbox.ready
     ]
     if users:
