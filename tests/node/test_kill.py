@@ -14,7 +14,7 @@ import pytest
 
 from flox_node.containerd.cri import CriClient
 from flox_node.errors import OutsideError
-from tests.bed import flox, payload
+from tests.bed import flox
 from tests.bed.box import NodeBox
 from tests.bed.pod import HOST_ROOT
 from tests.conftest import FULL
@@ -66,7 +66,7 @@ def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(rele
         pid = box.cri.container_pid(container)
         with CriWatch(box) as watch:
             for at in range(1, 100):
-                if not _killed(box, at, "install", "--payload", str(payload.folder())):
+                if not _killed(box, at, *flox.installation()):
                     break
                 box.cri.wait_ready()
                 assert "runc" in box.cri.handlers()
