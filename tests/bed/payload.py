@@ -3,9 +3,12 @@
 It follows the sources: a changed file of the project gives another payload at the next call.
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +31,7 @@ FLOX_VERSION = "1.14.1"
 _PROJECT = Path(__file__).parents[2]
 _FLOX = _PROJECT / "tests/doubles/flox"
 _KEPT = 3  # payloads in the cache; each is some 120 MB, and every change of the sources makes a new one
+_in_use: list[int] = []  # descriptors that hold the locks of this run's payloads
 _PYTHON_VERSION = store.PYTHON.removeprefix("python")
 
 
@@ -38,6 +42,7 @@ def folder() -> Path:
     made_of = [store.base().root.name, store.binary_cache().cache_dir.parent.name]
     recipe = {"sources": sources, "made_of": made_of, "revision": REVISION}
     built = cache.artefact("payload", recipe, _build)
+    _in_use.append(_lock(built, fcntl.LOCK_SH))
     _prune(built)
     return built / "payload"
 
@@ -188,10 +193,24 @@ def _digest(path: Path) -> str:
 
 
 def _prune(current: Path) -> None:
-    """Keep the newest payloads only."""
+    """Keep the newest payloads, and those that another run of tests uses."""
     others = [path for path in current.parent.glob("payload-*") if path != current]
     for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
-        remove_tree(path)
+        with contextlib.suppress(BlockingIOError):
+            lock = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+            os.close(lock)
+
+
+def _lock(path: Path, operation: int) -> int:
+    """Lock a folder until the descriptor is closed, at the latest when this process ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _pip(*arguments: str) -> None:
