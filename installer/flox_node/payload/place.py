@@ -45,7 +45,7 @@ _GC_LOCK = "/nix/var/nix/gc.lock"
 _GC_WAIT_S = 120.0
 _SPARE_BYTES = 64 << 20  # what placing leaves free on the node's disk at least
 # Nix's own settings must not depend on what the node's nix.conf says (build users that do not exist, another store).
-_NIX_ENVIRONMENT = {
+NIX_ENVIRONMENT = {
     "HOME": "/nonexistent",
     "NIX_CONF_DIR": "/nonexistent",
     "NIX_CONFIG": "build-users-group =\n",
@@ -346,7 +346,7 @@ def _register(host: Host, manifest: Manifest, paths: tuple[StorePath, ...]) -> N
     if program is None:
         raise RefusedError("The payload has no entry point nix-store, so nothing can register its store paths.")
     # Only what was not valid before: Nix would overwrite the hash of a valid path that was built elsewhere.
-    done = host.processes.run([program, "--load-db"], input=manifests.registration(paths), env=_NIX_ENVIRONMENT)
+    done = host.processes.run([program, "--load-db"], input=manifests.registration(paths), env=NIX_ENVIRONMENT)
     if done.returncode != 0:
         raise OutsideError(
             f"Nix could not register the payload: {done.stderr.decode(errors='replace').strip()[-500:]}",

@@ -74,7 +74,7 @@ def install(host: Host, payload: Payload, settings: Settings, report: Report) ->
         for action in actions:
             if isinstance(action, Guarded):
                 action.preflight(host)
-        results = [_carry_out(host, ledger, action, report) for action in actions]
+        results = [carry_out(host, ledger, action, report) for action in actions]
         if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
             ledger.conclude(_receipt(host, payload, ledger))
         return results
@@ -102,13 +102,14 @@ def uninstall(
         for record in _reversed(ledger):
             # Folders that hold what is in use wait along; otherwise what is not empty is no longer ours alone.
             waiting = bool(ledger.kept)
-            results.append(_take_back(host, ledger, record, report, purge=purge, waiting=waiting))
+            results.append(take_back(host, ledger, record, report, purge=purge, waiting=waiting))
         if not ledger.kept:
             _leave_no_state(host, ledger)
         return results
 
 
-def _carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> StepResult:
+def carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> StepResult:
+    """Bring the node where one action wants it, journalled; nothing is written where it is there and recorded."""
     started = time.monotonic()
     missing = action.inspect(host)
     record = ledger.records.get(action.key)
@@ -134,7 +135,8 @@ def _carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> St
     return result
 
 
-def _take_back(host: Host, ledger: Ledger, record: Record, report: Report, *, purge: bool, waiting: bool) -> StepResult:
+def take_back(host: Host, ledger: Ledger, record: Record, report: Report, *, purge: bool, waiting: bool) -> StepResult:
+    """Undo one recorded action, journalled. `waiting`: what holds something that is in use stays along with it."""
     started = time.monotonic()
     action = action_from_json(record.action)
     ledger.reverting(record.key)
