@@ -136,9 +136,13 @@ class Processes:
         yield from sorted(int(name) for name in names if name.isdigit())
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether the process is in the node's own PID namespace, not in one of a container."""
+        """Whether the process is in the node's own PID namespace, not in one of a container.
+
+        Where PID 1 does not show its namespace (a confined pod), nothing is known, and that excludes nobody.
+        """
         proc = self._files.real("/proc")
-        return _readlink(proc / str(pid) / "ns/pid") == _readlink(proc / "1/ns/pid")
+        node = _readlink(proc / "1/ns/pid")
+        return node is None or _readlink(proc / str(pid) / "ns/pid") == node
 
     def _name(self, pid: int) -> str:
         target = _readlink(self._files.real("/proc") / str(pid) / "exe") or ""
