@@ -28,7 +28,9 @@ def main() -> int:
     elif arguments.command == "up":
         prepare()
         binaries.build(binaries.release())
-        print(f"kubectl of the cluster: {background.up(arguments.name)}")
+        state = background.up(arguments.name)
+        print(f"Kubernetes {state['kubernetes']}: its nodes were Ready after {state['ready_seconds']:.1f} s.")
+        print(f"kubectl: {state['kubectl']}")
     elif arguments.command == "down":
         background.down(arguments.name)
     elif arguments.command == "pin":
@@ -36,11 +38,11 @@ def main() -> int:
     elif arguments.command == "hold":
         background.hold(arguments.name)
     else:
-        state = background.running(arguments.name)
-        if state is None:
+        running = background.running(arguments.name)
+        if running is None:
             cache.say(f"{arguments.name} does not run; `make cluster` starts it")
             return 1
-        os.execv(state["kubectl"], [state["kubectl"], *arguments.arguments])
+        os.execv(running["kubectl"], [running["kubectl"], *arguments.arguments])
     return 0
 
 

@@ -22,17 +22,19 @@ from tests.cluster.cluster import Cluster
 
 
 class State(TypedDict):
-    """What is known of a running cluster: its owner's pid, its kubectl, the names of its scopes."""
+    """What is known of a running cluster: its owner's pid, its release, its kubectl, the names of its scopes."""
 
     pid: int
+    kubernetes: str
+    ready_seconds: float
     kubectl: str
     scopes: list[str]
 
 
-def up(name: str) -> Path:
-    """Start a cluster unless it runs; a program that is its kubectl. RuntimeError with the log if it does not start."""
+def up(name: str) -> State:
+    """Start a cluster unless one runs. RuntimeError with the log if it does not start."""
     if state := running(name):
-        return Path(state["kubectl"])
+        return state
     _state(name).unlink(missing_ok=True)
     log = _state(name).with_suffix(".log")
     with cache.progress(name), log.open("wb") as output:
@@ -49,7 +51,7 @@ def up(name: str) -> Path:
             owner.terminate()
             owner.wait()
             raise
-    return Path(state["kubectl"])
+    return state
 
 
 def down(name: str) -> None:
@@ -91,7 +93,14 @@ def hold(name: str) -> None:
         program.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         program.chmod(0o755)
         scopes = [cluster.control_plane.scope.name, *(node.folder.name for node in cluster.nodes)]
-        json.dump(State(pid=os.getpid(), kubectl=str(program), scopes=scopes), state)
+        description = State(
+            pid=os.getpid(),
+            kubernetes=cluster.kubernetes,
+            ready_seconds=cluster.ready_seconds,
+            kubectl=str(program),
+            scopes=scopes,
+        )
+        json.dump(description, state)
         state.flush()
         while True:
             signal.pause()

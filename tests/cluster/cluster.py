@@ -114,7 +114,13 @@ class Cluster:
 
     def apply(self, *objects: dict[str, Any]) -> None:
         """Apply objects."""
-        self.kubectl("apply", "--filename=-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+        self.kubectl("apply", "--filename=-", input=_list(objects))
+
+    def delete(self, *objects: dict[str, Any]) -> None:
+        """Delete objects, and wait until they and what they own are gone."""
+        self.kubectl(
+            "delete", "--filename=-", "--ignore-not-found", "--now", "--cascade=foreground", input=_list(objects)
+        )
 
     def rollout(self, name: str, *arguments: str, timeout: float = 60) -> None:
         """Wait until a Deployment or DaemonSet ("deployment/web") is rolled out."""
@@ -172,3 +178,7 @@ class Cluster:
         command = self.control_plane.kubectl(*arguments)
         text = "" if input is None else input
         return subprocess.run(command, input=text, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def _list(objects: Sequence[dict[str, Any]]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})

@@ -43,9 +43,9 @@ class ControlPlane:
         for program in ("etcd", "kube-apiserver"):
             self.run(program)
         self.wait_ready(timeout)
-        # As `kubeadm init` does between its phases; the API server itself is in this group when it calls a kubelet.
-        admins = "kubeadm:cluster-admins"
-        binding = ("create", "clusterrolebinding", admins, f"--group={admins}", "--clusterrole=cluster-admin")
+        # `kubectl exec` and its like: the API server calls the kubelet, and the kubelet asks whether it may.
+        user, role = "kube-apiserver-kubelet-client", "system:kubelet-api-admin"
+        binding = ("create", "clusterrolebinding", role, f"--user={user}", f"--clusterrole={role}")
         subprocess.run(self.kubectl(*binding), check=True, capture_output=True)
         for program in ("kube-controller-manager", "kube-scheduler"):
             self.run(program)

@@ -29,21 +29,29 @@ def applied(cluster: Cluster) -> Generator[Callable[..., None]]:
 
     yield apply
     if objects:
-        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-        cluster.kubectl("delete", "--filename=-", "--ignore-not-found", "--now", "--cascade=foreground", input=text)
+        cluster.delete(*objects)
 
 
-@pytest.fixture
-def web(cluster: Cluster, applied: Callable[..., None]) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def web(cluster: Cluster) -> Generator[dict[str, str]]:
     """A Deployment of two HTTP servers behind the Service `web`; the node of each of its pods."""
-    applied(deployment("web", 2, "sh", "-c", SERVER), service("web", 8080, type="NodePort"))
+    objects = [deployment("web", 2, "sh", "-c", SERVER), service("web", 8080, type="NodePort")]
+    cluster.apply(*objects)
     cluster.rollout("deployment/web")
-    return nodes_of(cluster, "app=web")
+    yield nodes_of(cluster, "app=web")
+    cluster.delete(*objects)
 
 
 def nodes_of(cluster: Cluster, selector: str) -> dict[str, str]:
     pods = cluster.get("pods", "--selector", selector)["items"]
     return {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in pods}
+
+
+def restarts_of(cluster: Cluster, selector: str) -> dict[str, int]:
+    """How often the container of each of the pods was restarted; -1 while it is not ready."""
+    pods = cluster.get("pods", "--selector", selector)["items"]
+    containers = {pod["metadata"]["name"]: pod["status"]["containerStatuses"][0] for pod in pods}
+    return {name: status["restartCount"] if status["ready"] else -1 for name, status in containers.items()}
 
 
 def assert_answers(argv: Sequence[str | Path], expected: Iterable[str]) -> None:
@@ -215,30 +223,28 @@ def test_a_validating_admission_policy_is_enforced(cluster: Cluster, applied: Ca
 
 
 def test_a_restart_of_containerd_restarts_the_kubelet_and_keeps_the_pods(cluster: Cluster, web: dict[str, str]) -> None:
+    before = restarts_of(cluster, "app=web")
+
     for node in cluster.nodes:
         kubelet = node.main_pid("kubelet")
-
         node.run("systemctl reset-failed containerd && systemctl restart containerd")
-
         assert node.main_pid("kubelet") not in (0, kubelet)
         cluster.wait_ready(node)
+
+    assert restarts_of(cluster, "app=web") == before
     assert nodes_of(cluster, "app=web") == web
-    assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in cluster.get("pods")["items"]] == [0, 0]
 
 
 def test_a_reboot_of_a_node_brings_its_pods_back(cluster: Cluster, web: dict[str, str]) -> None:
     node = cluster.node("worker-2")
+    before = restarts_of(cluster, "app=web")
+    after = {name: count + (web[name] == node.name) for name, count in before.items()}
 
     node.reboot()
     cluster.wait_ready(node)
 
-    def restarted() -> bool:
-        pods = {pod["metadata"]["name"]: pod["status"] for pod in cluster.get("pods", "--selector=app=web")["items"]}
-        ready = all(status["containerStatuses"][0]["ready"] for status in pods.values())
-        counts = {web[name]: status["containerStatuses"][0]["restartCount"] for name, status in pods.items()}
-        return ready and counts == {"worker-1": 0, "worker-2": 1}
-
-    cluster.wait_until(restarted, 90, "the pod of worker-2 runs again and that of worker-1 was left alone")
+    what = "the pod of worker-2 runs again and that of worker-1 was left alone"
+    cluster.wait_until(lambda: restarts_of(cluster, "app=web") == after, 90, what)
     address = cluster.get("service", "web")["spec"]["clusterIP"]
     assert_answers(cluster.command(*FETCH, f"http://{address}", of=node), web)
 
