@@ -34,7 +34,8 @@ def _policy(box: NodeBox) -> dict[str, object]:
 
 def test_a_boot_finds_the_runtime_again_and_brings_the_image_and_forgets_dead_pods(node: NodeBox) -> None:
     assert _policy(node)["inner_runtime"] == "/usr/sbin/runc"
-    node.run("mkdir -p /usr/local/sbin && mv /usr/sbin/runc /usr/local/sbin/runc")  # as k3s moves its own at every upgrade
+    # As k3s moves its own at every upgrade.
+    node.run("mkdir -p /usr/local/sbin && mv /usr/sbin/runc /usr/local/sbin/runc")
     node.ctr("images", "remove", flox.EMPTY_IMAGE)
     dead = node.root / ROOTS / "pod-dead"
     dead.symlink_to(node.run(f"readlink /{ROOTS}/payload-*/flox").stdout.strip())
