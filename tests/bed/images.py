@@ -26,6 +26,15 @@ def standard() -> list[Path]:
     return sorted(made.glob("*.tar"))
 
 
+def names(archive: Path) -> list[str]:
+    """The names of the images in an OCI archive."""
+    with tarfile.open(archive) as members:
+        index = members.extractfile("index.json")
+        assert index is not None
+        manifests = json.load(index)["manifests"]
+    return [manifest["annotations"]["io.containerd.image.name"] for manifest in manifests]
+
+
 def write_archive(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, object]) -> None:
     """Write the OCI archive of the image `name` with `layers` (uncompressed tars) and its configuration `config`."""
     blobs: dict[str, bytes] = {}

@@ -4,13 +4,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.bed import releases, rootfs
+from tests.bed import images, releases, rootfs
 from tests.bed.config import node_config
 from tests.bed.cri import CriClient
 from tests.bed.scope import Scope
@@ -168,9 +169,18 @@ class Machine(ABC):
         return done.stdout
 
     def load(self, *archives: Path) -> None:
-        """Load image archives of here into the machine's containerd."""
+        """Load image archives of here into the machine's containerd, and wait until its CRI knows them.
+
+        The CRI plugin learns of an import by an event: on a loaded machine a pod started right after would not find it.
+        """
         for archive in archives:
             self.ctr("images", "import", archive)
+        wanted = {name for archive in archives for name in images.names(archive)}
+        deadline = time.monotonic() + 20
+        while missing := wanted - set(self.cri.images()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"The CRI does not know {', '.join(sorted(missing))}.")
+            time.sleep(0.02)
 
     def logs(self) -> str:
         """The end of what was written to the console and by served programs, for the report of a failed test."""
