@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -143,6 +144,9 @@ class DbusSystemd:
             OutsideError: no bus, or no such service unit.
         """
         with self._bus() as bus:
+            # NeedDaemonReload goes by systemd's cache of unit folders, which does not know a folder made since
+            # (containerd.service.d). Asking for a name that it never heard of makes it look again.
+            _call(bus, "LoadUnit", "s", f"flox-node-{uuid.uuid4().hex}.service")
             path = _call(bus, "LoadUnit", "s", unit)[0]
 
             def of_unit(name: str) -> Any:
