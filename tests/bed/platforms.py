@@ -120,6 +120,14 @@ def _cri(plugin: str, *, extra: str = "") -> str:
     )
 
 
+def _other_containerd() -> str:
+    """The configuration of a second containerd on the node, which no kubelet uses.
+
+    Without NRI: both would listen on its one socket, and the one that starts last would have no CRI.
+    """
+    return f'version = 2\n\n{_cri(_V2)}\n[plugins."io.containerd.nri.v1.nri"]\n  disable = true\n'
+
+
 def _service(command: str, *, before: str = "", after: str = "", kind: str = "oneshot") -> str:
     order = f"{f'Before={before}' if before else ''}\n{f'After={after}' if after else ''}\n"
     kept = (
@@ -303,7 +311,7 @@ def _rancher(name: str, unit: str, role: str, *, imports: bool = False) -> Calla
             "/usr/share/rancher/base-v2.toml": head.format(2, "") + _cri(_V2) + runc + _neighbours(_V2, own),
             "/usr/share/rancher/base-v3.toml": head.format(3, imported) + _cri(_V3) + runc + _neighbours(_V3, own),
             f"{folder}/": "",
-            "/etc/containerd/config.toml": f"version = 2\n\n{_cri(_V2)}",  # of the other containerd
+            "/etc/containerd/config.toml": _other_containerd(),
         }
         template = f"{folder}/config-v3.toml.tmpl" if release >= "2" else f"{folder}/config.toml.tmpl"
         if neighbour == "kata" and imports:
@@ -338,7 +346,7 @@ def _k0s(release: str, neighbour: str) -> Outfit:
         f"{root}\n{_cri(_V3)}",
         "/usr/share/k0s/cri.toml": f"version = 2\n\n{_cri(_V2)}",
         "/etc/k0s/containerd.d/": "",
-        "/etc/containerd/config.toml": f"version = 2\n\n{_cri(_V2)}",
+        "/etc/containerd/config.toml": _other_containerd(),
     }
     if neighbour != "alone":
         files[f"/etc/k0s/containerd.d/{neighbour}.toml"] = _neighbours(plugin, neighbour)
@@ -396,7 +404,7 @@ def _microk8s(release: str, neighbour: str) -> Outfit:
             template: _MICROK8S_TEMPLATE + _neighbours(_V2, neighbour),
             "/snap/microk8s/7234/run-containerd": _MICROK8S_WRAPPER,
             "/var/snap/microk8s/7234/args/kubelet": "--container-runtime-endpoint=${SNAP_COMMON}/run/containerd.sock\n",
-            "/etc/containerd/config.toml": f"version = 2\n\n{_cri(_V2)}",
+            "/etc/containerd/config.toml": _other_containerd(),
         },
         os_release="ID=ubuntu\nVERSION_ID=24.04\n",
         programs={
