@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flox_node.cli.node import DEFAULT_ROOT, HostRoot
+
 if TYPE_CHECKING:
     from flox_node.containerd.editor import Handler
     from flox_node.containerd.version import ContainerdVersion
@@ -104,9 +106,7 @@ def explain(
         str | None,
         typer.Option("--containerd-version", help="The containerd that reads it; default: the node's running one."),
     ] = None,
-    host_root: Annotated[
-        Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
-    ] = Path("/"),
+    host_root: HostRoot = DEFAULT_ROOT,
     socket: Annotated[
         str, typer.Option("--socket", help="The CRI socket whose containerd is meant without --containerd-version.")
     ] = "/run/containerd/containerd.sock",
@@ -122,7 +122,7 @@ def explain(
     reader = HostFiles(host_root)
     version = _version(containerd_version or _running_version(host_root, socket))
     if file is not None:
-        root = str(file.absolute()) if host_root == Path("/") else str(file)
+        root = str(file.absolute()) if host_root == DEFAULT_ROOT else str(file)
     else:
         root = _running_config(host_root, socket) if containerd_version is None else _DEFAULT_CONFIG
     told = report(load(root, reader, version), reader, _handler(handler, binary_name, None))

@@ -8,18 +8,15 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Read and write the node's policy: hub, binary caches, time limits.", no_args_is_help=True)
+from flox_node.cli.node import DEFAULT_ROOT, HostRoot
 
-HostRoot = Annotated[
-    Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
-]
-_DEFAULT_ROOT = Path("/")
+app = typer.Typer(help="Read and write the node's policy: hub, binary caches, time limits.", no_args_is_help=True)
 
 
 @app.command(epilog="Example: flox-node policy apply policy.toml")
 def apply(
     file: Annotated[Path, typer.Argument(help="The policy as TOML; what it does not say has its default.")],
-    host_root: HostRoot = _DEFAULT_ROOT,
+    host_root: HostRoot = DEFAULT_ROOT,
 ) -> None:
     """Check a policy and put it into force. Pods that are created from then on follow it."""
     from flox_node.errors import UsageError
@@ -43,7 +40,7 @@ def apply(
 
 
 @app.command(epilog="Example: flox-node policy show")
-def show(host_root: HostRoot = _DEFAULT_ROOT) -> None:
+def show(host_root: HostRoot = DEFAULT_ROOT) -> None:
     """Print the policy in force, defaults included, as JSON."""
     from flox_node.host import HostFiles
     from flox_node.state import policy
