@@ -1,0 +1,1 @@
+"""`flox-node-agent node|reporter`: the two containers of the DaemonSet's pod."""

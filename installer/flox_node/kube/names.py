@@ -1,0 +1,59 @@
+"""The names that users, manifests, the agent and the cluster commands share. They are API: none is ever renamed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+NAME = "flox-node"
+"""The DaemonSet, its service account, its roles, its ConfigMap and the field manager of what we apply."""
+NAMESPACE = "flox-node"
+RUNTIME_CLASS = "flox"
+PREFIX = "flox.dev/"
+"""Every label and annotation of ours begins with it; the admission policy lets the reporter touch no other."""
+ENABLED = "flox.dev/enabled"
+"""The node's label, "true" from the first live handler until the uninstall; the RuntimeClass selects it."""
+NOT_READY = "flox.dev/not-ready"
+"""The startup taint's key. A node group sets it (NoSchedule), the reporter lifts it."""
+CONDITION = "FloxRuntimeReady"
+SLOT_PREFIX = "flox-node-slot-"
+"""The leases that pace restarts: flox-node-slot-0, flox-node-slot-1, ..."""
+VERSION_ANNOTATIONS = {
+    "payload": "flox.dev/payload",
+    "shim": "flox.dev/shim-version",
+    "flox": "flox.dev/flox-version",
+    "containerd": "flox.dev/containerd-version",
+}
+"""Which version runs on a node, by what of it; "flox.dev/platform" names what the node is."""
+PLATFORM_ANNOTATION = "flox.dev/platform"
+
+
+class Reason(StrEnum):
+    """The reasons of the condition `FloxRuntimeReady`, and of the events; the list is fixed."""
+
+    INSTALLED = "Installed"  # status True; every other reason has status False
+    WAITING = "WaitingForSlot"
+    INSTALLING = "Installing"
+    NOT_LIVE = "HandlerNotLive"
+    REFUSED = "Refused"
+    ROLLED_BACK = "RolledBack"
+    BUDGET_SPENT = "RestartBudgetSpent"
+    BUSY = "Busy"
+    CORRUPT = "Corrupt"
+    FAILED = "Failed"
+    INVALID_SETTINGS = "InvalidSettings"
+    IN_USE = "InUse"
+    UNINSTALLING = "Uninstalling"
+    UNINSTALLED = "Uninstalled"
+    BUG = "Bug"
+
+
+class Happening(StrEnum):
+    """The reasons of events about a node."""
+
+    INSTALLED = "FloxInstalled"
+    UPGRADED = "FloxUpgraded"
+    REPAIRED = "FloxRepaired"
+    ROLLED_BACK = "FloxRolledBack"
+    REFUSED = "FloxRefused"
+    FAILED = "FloxFailed"
+    UNINSTALLED = "FloxUninstalled"
