@@ -89,6 +89,10 @@ class InstallUnits:
             host.files.remove(path)
         host.systemd.reload()
 
+    def paths(self) -> tuple[str, ...]:
+        """What this puts onto the node."""
+        return tuple(path for path, _ in [*self._files(), *self._links()])
+
     def _files(self) -> Iterator[tuple[str, bytes]]:
         yield commit.SCRIPT, _script()
         values = {

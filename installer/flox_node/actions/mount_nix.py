@@ -62,6 +62,10 @@ class MountNix:
         """See Action."""
         return self.kind
 
+    def paths(self) -> tuple[str, ...]:
+        """What this puts onto the node."""
+        return (_FILE, _LINK)
+
     def describe(self) -> str:
         """See Action."""
         return f"mount {self.source} at {NIX}, now and at every boot"

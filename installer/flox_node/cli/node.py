@@ -121,7 +121,7 @@ def install(
     from flox_node.payload import open_payload
 
     settings = runs.Settings(socket, adopt, platform, deadline, restarts_per_hour, nix_dir, repair)
-    steps = runs.install(Host.at(host_root), open_payload(payload), settings, _reporter(as_json))
+    steps = runs.install(Host.at(host_root), open_payload(payload), settings, _report)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:
         _print_json(changed=changed, steps=_steps(steps))
@@ -157,7 +157,7 @@ def uninstall(
     from flox_node import plan as runs
     from flox_node.host import Host
 
-    steps = runs.uninstall(Host.at(host_root), runs.Settings(socket), _reporter(as_json), purge=purge, force=force)
+    steps = runs.uninstall(Host.at(host_root), runs.Settings(socket), _report, purge=purge, force=force)
     if as_json:
         _print_json(changed=bool(steps), steps=_steps(steps))
     else:
@@ -175,16 +175,13 @@ def _told_of_uninstall(steps: list[StepResult]) -> str:
     return "The node is as before."
 
 
-def _reporter(as_json: bool) -> Any:
-    def report(step: StepResult) -> None:
-        if not as_json:
-            seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
-            reason = f"  ({step.reason})" if step.outcome == "kept" else ""
-            typer.echo(f"{step.outcome:>8}  {step.description}{reason}{seconds}", err=True)
-            for note in step.steps:
-                typer.echo(f"          {note}", err=True)
-
-    return report
+def _report(step: StepResult) -> None:
+    """Progress goes to stderr, with --json too: stdout is the machine's."""
+    seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
+    reason = f"  ({step.reason})" if step.outcome == "kept" else ""
+    typer.echo(f"{step.outcome:>8}  {step.description}{reason}{seconds}", err=True)
+    for note in step.steps:
+        typer.echo(f"          {note}", err=True)
 
 
 def _steps(steps: list[StepResult]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flox_node.cli.node import DEFAULT_ROOT, HostRoot
+from flox_node.cli.node import DEFAULT_ROOT, AsJson, HostRoot
 
 app = typer.Typer(help="Read and write the node's policy: hub, binary caches, time limits.", no_args_is_help=True)
 
@@ -17,6 +17,7 @@ app = typer.Typer(help="Read and write the node's policy: hub, binary caches, ti
 def apply(
     file: Annotated[Path, typer.Argument(help="The policy as TOML; what it does not say has its default.")],
     host_root: HostRoot = DEFAULT_ROOT,
+    as_json: AsJson = False,
 ) -> None:
     """Check a policy and put it into force. Pods that are created from then on follow it."""
     from flox_node.errors import UsageError
@@ -30,13 +31,14 @@ def apply(
     files = HostFiles(host_root)
     before = files.read_optional(policy.PATH)
     data = policy.applied(text, before)
-    if data == before:
-        typer.echo("Nothing to do.")
-        return
-    folder = policy.PATH.rpartition("/")[0]
-    files.mkdir(folder)
-    files.write_atomic(policy.PATH, data, 0o644)
-    typer.echo(f"{policy.PATH} is in force.")
+    changed = data != before
+    if changed:
+        files.mkdir(policy.PATH.rpartition("/")[0])
+        files.write_atomic(policy.PATH, data, 0o644)
+    if as_json:
+        typer.echo(json.dumps({"changed": changed}))
+    else:
+        typer.echo(f"{policy.PATH} is in force." if changed else "Nothing to do.")
 
 
 @app.command(epilog="Example: flox-node policy show")

@@ -20,6 +20,7 @@ _KILLS_PODS = ("control-group", "mixed")
 class RestartBudgetError(BusyError):
     """containerd was restarted too often within the last hour."""
 
+    code = "restart-budget"
     default_remedy = "Find out what keeps changing its configuration, or raise --restarts-per-hour."
 
 

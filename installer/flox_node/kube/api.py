@@ -13,7 +13,7 @@ from flox_node.errors import OutsideError
 Object = dict[str, Any]
 
 JSON_PATCH = "application/json-patch+json"
-MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"  # server-side apply; JSON is YAML
 _JSON = "application/json"
 

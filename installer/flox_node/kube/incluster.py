@@ -94,7 +94,7 @@ def _object(method: str, path: str, answer: http.client.HTTPResponse) -> Object:
     data = answer.read(_LIMIT)
     said = json.loads(data) if data else {}
     if not isinstance(said, dict):
-        raise ValueError(f"{method} {path} was answered with no object")
+        raise TypeError(f"{method} {path} was answered with no object")
     if answer.status >= http.HTTPStatus.BAD_REQUEST:
         text = str(said.get("message") or answer.reason)
         raise ApiError(
@@ -109,5 +109,5 @@ def _object(method: str, path: str, answer: http.client.HTTPResponse) -> Object:
 def _reported(method: str, path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError, TypeError) as error:
         raise ApiError(f"The API server does not answer {method} {path}: {type(error).__name__}: {error}") from error

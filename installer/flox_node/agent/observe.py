@@ -1,0 +1,80 @@
+"""One look at the node by a process of its own: what it is, what it lacks, what to watch. Printed as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+
+from flox_node.actions import RegisterHandler
+from flox_node.agent.seen import Seen
+from flox_node.agent.settings import Settings
+from flox_node.containerd import daemon
+from flox_node.errors import FloxNodeError
+from flox_node.host import Host
+from flox_node.payload import Payload
+from flox_node.plan import Outcome, preview, runs, status, store, watched
+from flox_node.plan import Settings as PlanSettings
+from flox_node.plan.planner import HANDLER
+
+
+def look(host: Host, payload: Payload, settings: Settings) -> Seen:
+    """Compare the node with what an install of `payload` would make of it. Writes nothing."""
+    wanted = plan_settings(settings)
+    needed: list[runs.StepResult] = []
+    error = None
+    try:
+        found = status(host, wanted)
+        needed = [step for step in preview(host, payload, wanted) if step.outcome is Outcome.NEEDED]
+    except FloxNodeError as failure:
+        error = failure.as_dict()
+        found = None
+    watch = watched.find(host)
+    manifest = payload.manifest
+    installed = bool(found and found.installed)
+    return Seen(
+        installed=installed,
+        upgrade=bool(found and found.installed and found.payload_id != manifest.id),
+        live=bool(found and found.handler_live),
+        platform=found.platform if found else "",
+        payload=manifest.id,
+        versions={
+            "payload": manifest.id,
+            "shim": manifest.version,
+            "flox": store.version_of(manifest.entry_points.get("flox", "")),
+            "containerd": found.containerd_version if found else "",
+        },
+        identity=watch.identity,
+        needed=tuple(step.key for step in needed),
+        reason=needed[0].reason if needed else "",
+        restart=any(step.key.startswith(f"{RegisterHandler.kind}:") for step in needed),
+        drift=len(found.drift) if found else 0,
+        error=error,
+        folders=watch.folders,
+        paths=watch.paths,
+        gauges=_gauges(host, wanted),
+    )
+
+
+def plan_settings(settings: Settings) -> PlanSettings:
+    """The settings of the ConfigMap as a run takes them."""
+    return PlanSettings(
+        adopt=settings.adopt,
+        platform=settings.platform or None,
+        deadline_s=settings.deadline_s or None,
+        restarts_per_hour=settings.restarts_per_hour,
+        nix_dir=settings.nix_dir or None,
+    )
+
+
+def show(seen: Seen) -> str:
+    """As JSON."""
+    return json.dumps(dataclasses.asdict(seen))
+
+
+def _gauges(host: Host, wanted: PlanSettings) -> dict[str, float]:
+    gauges = store.gauges(host)
+    with contextlib.suppress(FloxNodeError):  # containerd is down: other metrics say so
+        sandboxes = daemon.cri(host, daemon.cri_socket(host, wanted.socket)).sandboxes()
+        gauges["sandboxes"] = sum(sandbox.ready and sandbox.handler == HANDLER for sandbox in sandboxes)
+    return gauges

@@ -1,0 +1,59 @@
+"""The container `reporter`: has the API server told what `node` says. It stays resident, and only waits."""
+
+from __future__ import annotations
+
+import select
+import signal
+import sys
+import time
+
+from flox_node.agent import exchange
+from flox_node.agent.children import run
+from flox_node.agent.exchange import NodeState, Reported
+from flox_node.agent.serve import Health
+from flox_node.host.watch import FolderWatch
+
+_REPORT_S = 3600.0  # a report may wait for a slot; another one then goes on waiting
+_REVIEW_S = 3600.0  # somebody may have changed the Node
+_AGAIN_S = (10.0, 60.0)  # a kubelet that starts may register its node anew a while later
+_LONGEST_S = 300.0
+_TICK_S = 60.0
+
+
+def serve() -> int:
+    """Run the loop until SIGTERM. A report that is under way is ended, and gives its slot back."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    health = Health(9581, ready=is_ready)
+    failures, identity = 0, ""
+    due: list[float] = []
+    with FolderWatch() as watch:
+        watch.follow([str(exchange.NODE)])
+        while True:
+            health.alive_for(_REPORT_S + 60)
+            watch.drain()
+            failures = failures + 1 if run(["flox_node.agent", "report"], _REPORT_S).code else 0
+            now = time.monotonic()
+            due = [*(moment for moment in due if moment > now), now + _REVIEW_S]
+            state = exchange.read(exchange.NODE, "state.json", NodeState)
+            if state is not None and state.identity != identity:
+                identity = state.identity
+                due += [now + seconds for seconds in _AGAIN_S]
+            not_before = now + min(_LONGEST_S, 2.0**failures) if failures else now
+            while (now := time.monotonic()) < min(due) and (now < not_before or is_told()):
+                health.alive_for(_TICK_S + 60)
+                wait = min(_TICK_S, min(due) - now, not_before - now if now < not_before else _TICK_S)
+                select.select([watch.fileno()], [], [], max(0.0, wait))
+                watch.drain()
+
+
+def is_told() -> bool:
+    """Whether the API server knows what `node` says; there is nothing to tell before it says anything."""
+    state = exchange.read(exchange.NODE, "state.json", NodeState)
+    reported = exchange.read(exchange.REPORTER, "reported.json", Reported)
+    return state is None or (reported is not None and reported.state == state.digest and not state.slot)
+
+
+def is_ready() -> bool:
+    """Whether the node is settled and the API server knows."""
+    state = exchange.read(exchange.NODE, "state.json", NodeState)
+    return state is not None and state.phase.settled and is_told()

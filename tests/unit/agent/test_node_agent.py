@@ -1,0 +1,303 @@
+"""One pass of the loop on the node, with the commands that it runs answered by hand."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flox_node.agent import exchange
+from flox_node.agent.children import Ended
+from flox_node.agent.exchange import Granted, NodeState, Phase
+from flox_node.agent.node import NodeAgent
+from flox_node.agent.seen import Seen
+from flox_node.kube.names import Happening, Reason
+
+PLACE, REGISTER = "place-payload:new", "register-handler:/etc/containerd/config.toml"
+WELL = Seen(installed=True, live=True, payload="new", identity="boot", versions={"shim": "1"})
+FRESH = Seen(payload="new", needed=(PLACE, REGISTER), restart=True, reason="nothing is there")
+DRIFTED = dataclasses.replace(WELL, needed=(REGISTER,), restart=True, reason="the table is gone", drift=1, live=False)
+UPGRADE = dataclasses.replace(WELL, needed=(PLACE,), upgrade=True, reason="the payload is not there")
+STEP = {"key": REGISTER, "outcome": "done", "seconds": 1.5, "steps": ["armed", "restarted: 3 of 3 containers run on"]}
+DONE = Ended(0, {"changed": True, "steps": [STEP]})
+
+
+class Node:
+    """The agent of a node whose commands end as they are told to: looks and runs each in their order."""
+
+    def __init__(self, folder: Path, mode: str = "install") -> None:
+        self.looks: list[Seen | Ended] = []
+        self.runs: list[Ended] = []
+        self.called: list[list[str]] = []
+        self.own, self.other, self.settings = folder / "node", folder / "reporter", folder / "settings"
+        for path in (self.own, self.other, self.settings):
+            path.mkdir(exist_ok=True)
+        self.agent = self.restarted(folder, mode)
+
+    def restarted(self, folder: Path, mode: str = "install") -> NodeAgent:
+        return NodeAgent(
+            mode,
+            host_root=folder,
+            payload=Path("/payload"),
+            settings_folder=self.settings,
+            own=self.own,
+            other=self.other,
+            run=self.run,
+        )
+
+    def run(self, argv: Sequence[str], timeout: float) -> Ended:
+        if argv[1] == "look":
+            found = self.looks.pop(0)
+            return found if isinstance(found, Ended) else Ended(0, dataclasses.asdict(found))
+        self.called.append(list(argv))
+        return self.runs.pop(0)
+
+    @property
+    def told(self) -> NodeState:
+        state = exchange.read(self.own, "state.json", NodeState)
+        assert state is not None
+        return state
+
+    def grant(self) -> None:
+        exchange.write(self.other, "slot.json", Granted(self.told.slot))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def failure(error: str, code: int) -> Ended:
+    return Ended(code, {"error": error, "exit_code": code, "cause": "Because.", "remedy": "Do this."})
+
+
+def test_a_fresh_node_asks_for_a_slot_and_changes_nothing_until_it_has_it(node: Node) -> None:
+    node.looks = [FRESH, FRESH]
+    node.agent.converge()
+    assert (node.told.phase, node.told.reason, node.called) == (Phase.WAITING, Reason.WAITING, [])
+    first = node.told.slot
+    assert first
+    exchange.write(node.other, "slot.json", Granted("somebody else's"))
+    node.agent.converge()
+    assert node.called == []
+    assert node.told.slot == first
+
+
+def test_with_a_slot_it_installs_and_tells_that_it_is_live(node: Node) -> None:
+    node.looks, node.runs = [FRESH, FRESH, WELL], [DONE]
+    node.agent.converge()
+    node.grant()
+    node.agent.converge()
+    assert node.called[0][:4] == ["flox_node", "install", "--payload", "/payload"]
+    assert (node.told.phase, node.told.live, node.told.slot) == (Phase.CONVERGED, True, "")
+    assert node.told.event is not None
+    assert node.told.event.reason is Happening.INSTALLED
+    assert node.agent.counters.restarts == 1
+    assert node.agent.counters.phases == {"register-handler": 1.5}
+
+
+def test_the_slot_is_kept_while_the_work_is_done(node: Node) -> None:
+    node.looks = [FRESH, FRESH, WELL]
+    node.agent.converge()
+    node.grant()
+    kept: list[str] = []
+
+    def run(argv: Sequence[str], timeout: float) -> Ended:
+        if argv[1] == "install":
+            kept.append(node.told.slot)
+            return DONE
+        return node.run(argv, timeout)
+
+    node.agent._run = run
+    node.agent.converge()
+    assert kept
+    assert kept[0]
+
+
+def test_a_node_that_is_well_is_left_alone(node: Node) -> None:
+    node.looks = [WELL]
+    assert node.agent.converge() > 600
+    assert (node.told.phase, node.told.event, node.called) == (Phase.CONVERGED, None, [])
+
+
+def test_an_upgrade_needs_no_slot_because_it_restarts_nothing(node: Node) -> None:
+    node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
+    node.agent.converge()
+    assert node.told.phase is Phase.CONVERGED
+    assert node.told.event is not None
+    assert node.told.event.reason is Happening.UPGRADED
+    assert node.agent.counters.restarts == 0
+
+
+def test_drift_is_repaired_and_counted(node: Node) -> None:
+    node.looks, node.runs = [DRIFTED, DRIFTED, WELL], [DONE]
+    node.agent.converge()
+    assert not node.told.live
+    node.grant()
+    node.agent.converge()
+    assert node.told.event is not None
+    assert node.told.event.reason is Happening.REPAIRED
+    assert node.agent.counters.repairs == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "phase", "reason", "at_least"),
+    [
+        ("refused", 3, Phase.REFUSED, Reason.REFUSED, 3000),
+        ("rolled-back", 4, Phase.FAILED, Reason.ROLLED_BACK, 600),
+        ("restart-budget", 5, Phase.FAILED, Reason.BUDGET_SPENT, 300),
+        ("busy", 5, Phase.FAILED, Reason.BUSY, 5),
+        ("corrupt", 8, Phase.FAILED, Reason.CORRUPT, 60),
+        ("outside", 9, Phase.FAILED, Reason.FAILED, 5),
+        ("", 137, Phase.FAILED, Reason.BUG, 60),
+    ],
+)
+def test_each_way_to_fail_is_told_and_waits_for_its_time(
+    node: Node, error: str, code: int, phase: Phase, reason: Reason, at_least: float
+) -> None:
+    node.looks, node.runs = [UPGRADE, UPGRADE], [failure(error, code), failure(error, code)]
+    first = node.agent.converge()
+    assert (node.told.phase, node.told.reason) == (phase, reason)
+    assert at_least <= first <= 3600
+    assert first <= node.agent.converge() <= 3600
+
+
+def test_a_failure_gives_the_slot_back(node: Node) -> None:
+    node.looks, node.runs = [FRESH, FRESH], [failure("rolled-back", 4)]
+    node.agent.converge()
+    node.grant()
+    node.agent.converge()
+    assert node.told.slot == ""
+    assert node.told.message == "Because. Do this."
+    assert node.agent.counters.rollbacks == 1
+
+
+def test_a_node_that_cannot_be_supported_is_settled_and_told_once(node: Node) -> None:
+    refused = dataclasses.replace(Seen(), error=failure("refused", 3).body)
+    node.looks = [refused, refused]
+    node.agent.converge()
+    first = node.told
+    assert first.phase.settled
+    assert first.event is not None
+    assert first.event.reason is Happening.REFUSED
+    node.agent.converge()
+    assert node.told == first
+
+
+def test_wrong_settings_change_nothing_and_are_named(node: Node) -> None:
+    (node.settings / "settings.toml").write_text("speed = 3")
+    node.agent.converge()
+    assert (node.told.reason, node.called) == (Reason.INVALID_SETTINGS, [])
+    assert "speed" in node.told.message
+
+
+def test_a_policy_is_put_into_force_before_anything_else(node: Node) -> None:
+    (node.settings / "policy.toml").write_text("[realise]\ntimeout_s = 20\n")
+    node.looks, node.runs = [WELL], [Ended(0, {"changed": True})]
+    node.agent.converge()
+    assert node.called[0][1:3] == ["policy", "apply"]
+
+
+def test_the_settings_become_the_words_of_the_command(node: Node) -> None:
+    (node.settings / "settings.toml").write_text('platform = "k3s"\nadopt = true\nnix_dir = "/data"\ndeadline_s = 90\n')
+    node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
+    node.agent.converge()
+    words = " ".join(node.called[0])
+    for said in ("--platform k3s", "--adopt", "--nix-dir /data", "--deadline 90", "--restarts-per-hour 6"):
+        assert said in words
+
+
+def test_an_uninstall_is_an_own_mode_and_asks_nobody(tmp_path: Path) -> None:
+    node = Node(tmp_path, "uninstall")
+    node.runs = [Ended(0, {"changed": True, "steps": []})]
+    node.agent.converge()
+    assert node.called[0][1] == "uninstall"
+    assert "--force" not in node.called[0]
+    assert (node.told.phase, node.told.reason) == (Phase.UNINSTALLED, Reason.UNINSTALLED)
+
+
+def test_an_uninstall_waits_for_the_pods(tmp_path: Path) -> None:
+    node = Node(tmp_path, "uninstall")
+    kept = {"outcome": "kept", "reason": "a container runs"}
+    node.runs = [failure("in-use", 6), Ended(0, {"changed": True, "steps": [kept]}), Ended(0, {"steps": []})]
+    assert node.agent.converge() < 60
+    assert node.told.reason is Reason.IN_USE
+    assert node.agent.converge() < 60
+    assert (node.told.reason, node.told.phase) == (Reason.IN_USE, Phase.FAILED)
+    node.agent.converge()
+    assert node.told.phase is Phase.UNINSTALLED
+
+
+def test_what_happened_is_not_told_again_by_a_container_that_was_restarted(node: Node, tmp_path: Path) -> None:
+    node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
+    node.agent.converge()
+    event = node.told.event
+    again = node.restarted(tmp_path)
+    node.looks = [WELL]
+    again.converge()
+    assert node.told.event == event
+
+
+def test_a_path_that_was_replaced_is_noticed(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/config.toml").write_text("a")
+    node.looks = [dataclasses.replace(WELL, paths=("/etc/config.toml", "/etc/gone"), folders=("/etc",))]
+    node.agent.converge()
+    assert not node.agent.changed()
+    (tmp_path / "etc/new").write_text("b")
+    (tmp_path / "etc/new").rename(tmp_path / "etc/config.toml")
+    assert node.agent.changed()
+
+
+def test_a_message_has_an_end(node: Node) -> None:
+    node.looks, node.runs = [UPGRADE], [Ended(9, {"error": "outside", "cause": "x" * 5000})]
+    node.agent.converge()
+    assert len(node.told.message) == 1000
+
+
+def test_a_look_that_says_nothing_of_use_is_a_bug_that_is_told(node: Node) -> None:
+    node.looks = [Ended(1)]
+    node.agent.converge()
+    assert node.told.reason is Reason.BUG
+
+
+def answers() -> Any:
+    from flox_node.agent.serve import Health
+
+    return Health
+
+
+def test_probes_mean_what_they_say(node: Node) -> None:
+    health = answers()(0, ready=lambda: node.agent.state.phase.settled, metrics=lambda: b"m")
+    assert health.answer("/healthz")[0] == 200
+    assert health.answer("/readyz")[0] == 503
+    node.looks = [WELL]
+    node.agent.converge()
+    assert health.answer("/readyz")[0] == 200
+    assert health.answer("/metrics") == (200, b"m")
+    assert health.answer("/etc/passwd")[0] == 404
+    health.alive_for(-1)
+    assert health.answer("/healthz")[0] == 503
+
+
+def test_the_metrics_name_what_runs_and_what_was_done(node: Node) -> None:
+    from flox_node.agent.metrics import exposition
+
+    seen = dataclasses.replace(WELL, platform="plain", gauges={"store_bytes": 5e8, "sandboxes": 2.0})
+    node.looks, node.runs = [FRESH, FRESH, seen], [DONE]
+    node.agent.converge()
+    node.grant()
+    node.agent.converge()
+    page = exposition(node.agent.state, node.agent.seen, node.agent.counters).decode()
+    for line in (
+        "flox_node_handler_live 1.0",
+        'flox_node_reason{reason="Installed"} 1.0',
+        'flox_node_reason{reason="RolledBack"} 0.0',
+        "flox_node_restarts_total 1.0",
+        'flox_node_install_seconds{action="register-handler"} 1.5',
+        "flox_node_store_bytes 5e+08",
+        "flox_node_sandboxes 2.0",
+    ):
+        assert line in page
+    assert 'platform="plain"' in page
