@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CONTAINERD ?= 1.7
 SOURCES := installer tests hatch_build.py
 
-.PHONY: help setup bed demo test test-unit test-containerd test-node test-cluster test-full cluster cluster-down bench lint format clean
+.PHONY: help setup bed demo manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down bench lint format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -61,6 +61,9 @@ lint: setup ## Format check, lint, types, layers, gofmt, go vet
 format: setup ## Format the sources
 	@$(BIN)/ruff format $(SOURCES)
 	@$(BIN)/ruff check --fix $(SOURCES)
+
+manifests: setup ## Render daemonset/flox-node.yaml from daemonset/base, with kubectl of the cluster tests
+	@$(BIN)/python -m tests.kustomize
 
 clean: ## Remove what was made in the tree (not the bed's cache: `python -m tests.bed clean`)
 	@rm -rf $(VENV) dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache installer/flox_node/_shim

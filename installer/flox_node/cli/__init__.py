@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from flox_node import __version__
-from flox_node.cli import doctor, maintenance, node
+from flox_node.cli import doctor, maintenance, manifests, node
 from flox_node.cli.containerd import app as containerd
 from flox_node.cli.payload import app as payload
 from flox_node.cli.policy import app as policy
@@ -29,6 +29,7 @@ app = typer.Typer(
 node.mount(app)
 doctor.mount(app)
 maintenance.mount(app)
+manifests.mount(app)
 app.add_typer(payload, name="payload")
 app.add_typer(containerd, name="containerd")
 app.add_typer(policy, name="policy")
