@@ -26,7 +26,7 @@ def about_node(node: Object, reason: Happening, message: str, *, number: int, wa
         "message": message,
         "type": "Warning" if warning else "Normal",
         "source": {"component": NAME, "host": metadata["name"]},
-        "reportingComponent": "flox.dev/flox-node",
+        "reportingComponent": NAME,
         "reportingInstance": metadata["name"],
         "firstTimestamp": now,
         "lastTimestamp": now,

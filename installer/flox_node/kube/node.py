@@ -18,7 +18,7 @@ from flox_node.kube.names import (
 )
 
 STARTUP_TAINT = "flox.dev/startup-taint"
-"""Annotation: the effect of the startup taint that we lifted. A node that had one gets it back when it needs it."""
+"""Annotation: "lifted" on a node that had a startup taint. It gets it back when it does not work any more."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def patch(node: Object, wanted: Wanted) -> list[Object]:
         }
         new_annotations |= {**named, PLATFORM_ANNOTATION: wanted.platform}
         if ours:
-            new_annotations[STARTUP_TAINT] = str(ours[0].get("effect") or "NoSchedule")
+            new_annotations[STARTUP_TAINT] = "lifted"
         operations += _entry("labels", labels, ENABLED, "true")
     elif labels.get(ENABLED) == "true" and STARTUP_TAINT in annotations:
-        new_taints.append({"key": NOT_READY, "effect": annotations[STARTUP_TAINT]})
+        new_taints.append({"key": NOT_READY, "effect": "NoSchedule"})
     else:
         new_taints = old_taints
     for name, value in new_annotations.items():

@@ -49,7 +49,7 @@ def test_a_live_node_gets_the_label_the_versions_and_loses_the_startup_taint() -
         "flox.dev/shim-version": "1",
         "flox.dev/containerd-version": "2.1.9",
         "flox.dev/platform": "plain",
-        node.STARTUP_TAINT: "NoSchedule",
+        node.STARTUP_TAINT: "lifted",
     }
     assert after["spec"]["taints"] == [OTHER_TAINT]
 
