@@ -18,6 +18,8 @@ from tests.doubles.hub import HubData, catalog_package, lockfile
 EMPTY_IMAGE = "docker.io/flox/empty:1.0.0"
 ENVIRONMENT = "flox.dev/environment"
 HUB_PORT = 8080
+PRIVATE_TOKEN = "flox_pat_of-acme"
+_HUB = f"http://127.0.0.1:{HUB_PORT}"
 _PROJECT = Path(__file__).parents[2]
 _PROGRAM = Path(sys.executable).with_name("flox-node")
 
@@ -50,25 +52,42 @@ def install(box: NodeBox, *, check: bool = True) -> subprocess.CompletedProcess[
 
 
 def start_hub(box: NodeBox, folder: Path) -> HubData:
-    """A FloxHub and a binary cache on the box's own 127.0.0.1, and a policy on the node that names them.
+    """A FloxHub and a binary cache on the box's own 127.0.0.1, and a policy on the node that names them."""
+    data = publish(folder / "hub")
+    serve_hub(box, data)
+    policy = folder / "policy.toml"
+    policy.write_text(hub_policy())
+    flox_node(box, "policy", "apply", policy)
+    return data
 
-    `demo/hello` is published: GNU hello, which is in the binary cache and not on the node.
-    """
-    packages = store.binary_cache()
-    data = HubData(folder / "hub")
-    data.publish("demo", "hello", lockfile([catalog_package("hello", {"out": packages.hello_store_path})]))
+
+def publish(folder: Path) -> HubData:
+    """A FloxHub with `demo/hello`, which no node has; `demo/web`, busybox beside it; `acme/tool`, for a token."""
+    cache = store.binary_cache()
+    hello = catalog_package("hello", {"out": cache.hello_store_path})
+    busybox = catalog_package("busybox", {"out": cache.busybox_store_path})
+    data = HubData(folder)
+    data.publish("demo", "hello", lockfile([hello]))
+    data.publish("demo", "web", lockfile([hello, busybox]))
+    data.publish("acme", "tool", lockfile([hello]))
+    data.restrict("acme", PRIVATE_TOKEN)
+    return data
+
+
+def serve_hub(box: NodeBox, data: HubData) -> None:
+    """Serve a FloxHub and the binary cache on the box's own 127.0.0.1, until the box is closed."""
     program = [sys.executable, "-m", "tests.doubles.hub", "--port", str(HUB_PORT)]
     environment = {"PYTHONPATH": str(_PROJECT), "PATH": os.environ["PATH"]}
-    box.serve([*program, "--data", str(data.folder), "--cache", str(packages.cache_dir)], env=environment)
-    base = f"http://127.0.0.1:{HUB_PORT}"
-    policy = folder / "policy.toml"
-    policy.write_text(
-        f'[floxhub]\ngit_url = "{base}/git"\n'
-        f'[nix]\nsubstituters = ["{base}/cache"]\ntrusted_public_keys = ["{packages.public_key}"]\n'
+    box.serve([*program, "--data", str(data.folder), "--cache", str(store.binary_cache().cache_dir)], env=environment)
+    _wait_for(box, f"{_HUB}/cache/nix-cache-info")
+
+
+def hub_policy() -> str:
+    """The policy.toml of nodes with such a hub."""
+    key = store.binary_cache().public_key
+    return (
+        f'[floxhub]\ngit_url = "{_HUB}/git"\n[nix]\nsubstituters = ["{_HUB}/cache"]\ntrusted_public_keys = ["{key}"]\n'
     )
-    flox_node(box, "policy", "apply", policy)
-    _wait_for(box, f"{base}/cache/nix-cache-info")
-    return data
 
 
 def load_empty_image(box: NodeBox) -> None:

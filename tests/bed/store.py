@@ -101,6 +101,7 @@ class BinaryCache:
     cache_dir: Path
     public_key: str
     hello_store_path: str
+    busybox_store_path: str
     activations_store_path: str
 
 
@@ -176,7 +177,7 @@ def binary_cache() -> BinaryCache:
     recipe = {"store": base().root.name, "activations": golang.sources(_DOUBLES / "flox-activations")}
     folder = cache.artefact("binary-cache", recipe | {"revision": REVISION, "code": _own_digest()}, _build_cache)
     known = json.loads((folder / "cache.json").read_text())
-    return BinaryCache(folder / "cache", known["public_key"], known["hello"], known["activations"])
+    return BinaryCache(folder / "cache", known["public_key"], known["hello"], known["busybox"], known["activations"])
 
 
 def save(store: Store) -> None:
@@ -314,15 +315,16 @@ def _build_cache(folder: Path) -> None:
         "activations", "flox-activations-1.14.1", golang.sources(_DOUBLES / "flox-activations"), activations
     )
     store = builder.finish()
-    hello = store.paths["hello"]
+    hello, busybox = store.paths["hello"], store.paths["busybox"]
+    cached = (hello, busybox, activations_path)
     nix = f"{store.paths['nix']}/bin/nix"
     secret = store.run(nix, "key", "generate-secret", "--key-name", KEY_NAME)
     public = store.run(nix, "key", "convert-secret-to-public", input=secret).decode().strip()
     (store.root / "secret").write_bytes(secret)
-    store.run(nix, "copy", "--to", "file:///cache?secret-key=/secret&compression=zstd", hello, activations_path)
+    store.run(nix, "copy", "--to", "file:///cache?secret-key=/secret&compression=zstd", *cached)
     (store.root / "cache").rename(folder / "cache")
     shutil.rmtree(store.root)
-    known = {"public_key": public, "hello": hello, "activations": activations_path}
+    known = {"public_key": public, "hello": hello, "busybox": busybox, "activations": activations_path}
     (folder / "cache.json").write_text(json.dumps(known))
 
 

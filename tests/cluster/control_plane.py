@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.bed.scope import Scope
 from tests.cluster import binaries, network
@@ -38,6 +39,7 @@ class ControlPlane:
     def start(self, timeout: float = 60) -> None:
         """Make the certificates, start the programs and wait until the API server is ready."""
         self._write_kubeadm_config()
+        self._write_audit_policy()
         self._kubeadm("init", "phase", "certs", "all")
         self._kubeadm("init", "phase", "kubeconfig", "all", f"--kubeconfig-dir={self.scope.folder}")
         for program in ("etcd", "kube-apiserver"):
@@ -79,6 +81,12 @@ class ControlPlane:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"The API server is not ready after {timeout} s: {done.stderr}\n{self.logs()}")
             time.sleep(0.2)
+
+    def requests(self, user: str) -> list[dict[str, Any]]:
+        """What a user has asked of the API server so far, as audit events; only service accounts are written down."""
+        lines = (self.scope.folder / "audit.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        return [event for event in events if event["user"]["username"] == user]
 
     def add_dns(self) -> None:
         """Apply kubeadm's CoreDNS, whose image the nodes must have."""
@@ -145,6 +153,19 @@ class ControlPlane:
         text = "\n---\n".join(json.dumps(document) for document in (cluster, init))
         (self.scope.folder / "kubeadm.json").write_text(text)
 
+    def _write_audit_policy(self) -> None:
+        policy = {
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            # A watch is told when it begins, everything else when it is answered.
+            "omitStages": ["RequestReceived"],
+            "rules": [
+                {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]},
+                {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+            ],
+        }
+        (self.scope.folder / "audit.json").write_text(json.dumps(policy))
+
     def _etcd(self) -> list[str]:
         pki = self.pki / "etcd"
         return [
@@ -171,6 +192,8 @@ class ControlPlane:
             f"--advertise-address={network.API_SERVER}",
             "--secure-port=6443",
             "--allow-privileged=true",
+            f"--audit-policy-file={self.scope.folder / 'audit.json'}",
+            f"--audit-log-path={self.scope.folder / 'audit.jsonl'}",
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             f"--client-ca-file={pki / 'ca.crt'}",

@@ -48,15 +48,17 @@ class Reporter:
         Raises:
             ApiError: the API server refused something, or does not answer.
         """
-        while (state := self._state()) is not None:
-            if state.slot:
-                if exchange.read(self._own, "reported.json", Reported) is not None:
+        state = self._state()
+        while state is not None:
+            if not state.slot:
+                self.sync(state)
+            else:
+                if self._reported() is not None:
                     self.sync(state)  # a node that was ready is not any more: that is told first
                 self._hold(state)
-            else:
-                self.sync(state)
-                if self._state() == state:
-                    return
+            told, state = self._reported(), self._state()
+            if state is None or (not state.slot and told is not None and told.state == state.digest):
+                return
 
     def sync(self, state: NodeState) -> None:
         """Bring label, annotations, taint, condition and events of the Node in line with `state`.
@@ -64,7 +66,7 @@ class Reporter:
         Raises:
             ApiError: see `run`.
         """
-        before = exchange.read(self._own, "reported.json", Reported) or Reported()
+        before = self._reported() or Reported()
         found = self._settled_node(state)
         wanted = _wanted(state, found)
         self._patch(found, wanted)
@@ -80,6 +82,9 @@ class Reporter:
 
     def _state(self) -> NodeState | None:
         return exchange.read(self._other, "state.json", NodeState)
+
+    def _reported(self) -> Reported | None:
+        return exchange.read(self._own, "reported.json", Reported)
 
     def _hold(self, state: NodeState) -> None:
         """Get a slot, tell the node, and give the slot back once the node has done its work."""
