@@ -41,7 +41,11 @@ class Caller:
         content = {"Content-Type": f"application/{kinds[patch] if method == 'PATCH' else 'json'}"}
         self._connection.request(method, path, json.dumps(body), {**content, **(headers or {})})
         answer = self._connection.getresponse()
-        data = answer.read()
+        try:
+            data = answer.read()
+        except http.client.IncompleteRead as error:  # a watch, cut off in its time
+            data = error.partial
+            self._connection.close()
         try:
             return Answer(answer.status, json.loads(data))
         except ValueError:
