@@ -231,7 +231,9 @@ def test_a_private_environment_is_run_by_the_pod_that_has_its_token_and_by_no_ot
     cluster.wait_until(lambda: cluster.try_kubectl("logs", "mine") == "Hello, world!\n", 60, "the pod has run")
     theirs = "involvedObject.name=theirs"
     cluster.wait_until(
-        lambda: "only with a token" in json.dumps(cluster.get("events", "--field-selector", theirs)), 60, "it is refused"
+        lambda: "only with a token" in json.dumps(cluster.get("events", "--field-selector", theirs)),
+        60,
+        "it is refused",
     )
     told = json.dumps(cluster.get("events")) + flox.logs()
     for node in cluster.nodes:
