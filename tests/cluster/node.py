@@ -91,6 +91,7 @@ class Node(NodeBox):
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
             "failSwapOn": False,
+            "syncFrequency": "10s",  # how soon a changed ConfigMap is seen; a minute by default
             # The machine under the node may neither lower an oom_score_adj nor raise a limit (CAP_SYS_RESOURCE).
             "oomScoreAdj": 0,
             "maxOpenFiles": 20000,

@@ -319,7 +319,7 @@ def test_a_node_is_well_again_once_the_rival_is_gone(cluster: Cluster, flox: Flo
     node.run("rm /run/flox-node/restarts.json /etc/rival.toml")  # an hour later
     cluster.kubectl("delete", "pod", "--namespace", NAMESPACE, flox.pods()[node.name]["metadata"]["name"])
     flox.converged(node)
-    assert b"flox" in (node.root / CONFIG).read_bytes()
+    assert b"runtimes.flox" in (node.root / CONFIG).read_bytes()
 
 
 @pytest.mark.timeout(400)
@@ -363,7 +363,7 @@ def test_a_node_whose_containerd_is_broken_by_the_candidate_rolls_back_and_the_n
         found = flox.node(broken.name)
         assert "flox.dev/enabled" not in found["metadata"]["labels"]
         assert [taint["key"] for taint in found["spec"]["taints"]] == ["flox.dev/not-ready"]
-        assert "flox" not in (broken.root / CONFIG).read_text()
+        assert "runtimes.flox" not in (broken.root / CONFIG).read_text()
         assert "flox" not in broken.cri.handlers()
         cluster.wait_ready(broken)
         assert flox.events(broken) == ["FloxRolledBack"]

@@ -17,7 +17,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flox_node.agent import exchange, outcomes, settings
+from flox_node.agent import exchange, outcomes
 from flox_node.agent.children import Ended, Run, run
 from flox_node.agent.exchange import Event, Granted, NodeState, Phase
 from flox_node.agent.seen import Seen
@@ -25,6 +25,7 @@ from flox_node.agent.serve import Health
 from flox_node.errors import UsageError
 from flox_node.host.files import HostFiles
 from flox_node.host.watch import Fingerprint, FolderWatch, fingerprint
+from flox_node.kube import settings
 from flox_node.kube.names import Happening, Reason
 
 _TICK_S = 10.0  # between two looks at fingerprints: a system call for each of some thirty paths

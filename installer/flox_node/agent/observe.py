@@ -8,10 +8,10 @@ import json
 
 from flox_node.actions import RegisterHandler
 from flox_node.agent.seen import Seen
-from flox_node.agent.settings import Settings
 from flox_node.containerd import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
+from flox_node.kube.settings import Settings
 from flox_node.payload import Payload
 from flox_node.plan import Outcome, preview, runs, status, store, watched
 from flox_node.plan import Settings as PlanSettings

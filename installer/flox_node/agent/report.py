@@ -11,11 +11,11 @@ from pathlib import Path
 
 from flox_node.agent import exchange
 from flox_node.agent.exchange import Event, Granted, NodeState, Phase, Reported
-from flox_node.agent.settings import Settings
 from flox_node.errors import OutsideError
 from flox_node.kube import events, node
 from flox_node.kube.api import JSON_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
 from flox_node.kube.names import NAME, Reason
+from flox_node.kube.settings import Settings
 from flox_node.kube.slots import Slot, Slots
 
 _POLL_S = 0.3

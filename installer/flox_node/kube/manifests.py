@@ -6,12 +6,12 @@ What is adapted here can be adapted with kustomize too (`daemonset/overlays`); t
 from __future__ import annotations
 
 import copy
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flox_node.errors import UsageError
+from flox_node.kube import settings
 from flox_node.kube.api import Object
 from flox_node.state import policy
 
@@ -116,10 +116,7 @@ def _adapt_runtime_class(runtime_class: Object, options: Options) -> None:
 
 def _adapt_settings(data: dict[str, str], options: Options) -> None:
     if options.settings is not None:
-        try:
-            tomllib.loads(options.settings)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"settings.toml is no TOML: {error}.") from error
+        settings.parse(options.settings)
         data["settings.toml"] = options.settings
     if options.policy is not None:
         policy.applied(options.policy, None)

@@ -99,6 +99,7 @@ class Slots:
             elif (taken := self._take(slot)) is not None:
                 return taken
             else:
+                time.sleep(random.uniform(0, _PAUSE_S))
                 known[name] = self._get(name)
         return None
 
@@ -128,7 +129,8 @@ class Slots:
             else:
                 taken = self._write("POST", self._leases, lease)
         except ApiError as error:
-            if error.reason in ("Conflict", "AlreadyExists", "NotFound"):
+            # Forbidden: by the API server's clock the former holder's time is not over.
+            if error.reason in ("Conflict", "AlreadyExists", "NotFound", "Forbidden"):
                 return None
             raise
         return parse(slot.name, taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,18 @@ def load(folder: Path = FOLDER) -> Settings:
     Raises:
         UsageError: what is wrong with it.
     """
-    text = _text(folder / "settings.toml")
     policy = folder / "policy.toml"
-    policy_text = _text(policy)
+    text, policy_text = _text(folder / "settings.toml"), _text(policy)
+    digest = hashlib.sha256(f"{text}\0{policy_text}".encode()).hexdigest()
+    return replace(parse(text), policy=policy if policy_text else None, digest=digest)
+
+
+def parse(text: str) -> Settings:
+    """Read settings.toml.
+
+    Raises:
+        UsageError: what is wrong with it.
+    """
     try:
         given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -56,8 +65,7 @@ def load(folder: Path = FOLDER) -> Settings:
         raise UsageError("settings.toml: [rollout] knows only the key share.", remedy=_REMEDY)
     values = {**given, **rollout}
     _require_known(values)
-    digest = hashlib.sha256(f"{text}\0{policy_text}".encode()).hexdigest()
-    return Settings(**values, policy=policy if policy_text else None, digest=digest)
+    return Settings(**values)
 
 
 def _text(path: Path) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flox_node.agent.settings import Settings, load
 from flox_node.errors import UsageError
+from flox_node.kube.settings import Settings, load
 
 
 def test_an_empty_configmap_means_the_defaults(tmp_path: Path) -> None:
