@@ -48,7 +48,7 @@ def main() -> int:
 def _measurements(only: str) -> Iterable[tuple[Measurement, tuple[str, ...]]]:
     """Every module of this package may have `MEASUREMENTS`: functions, each with the names of the figures it gives."""
     for module in pkgutil.iter_modules(tests.bench.__path__):
-        if module.name in ("__main__", "rows") or (only and only.partition(".")[0] != module.name):
+        if module.name in ("__main__", "rows"):
             continue
         found: dict[Measurement, tuple[str, ...]] = getattr(
             importlib.import_module(f"tests.bench.{module.name}"), "MEASUREMENTS", {}

@@ -64,6 +64,10 @@ class ControlPlane:
         log = self.scope.folder / "logs" / program
         self._processes[program] = self.scope.popen(ENTER, self.scope.network_namespace, file, *arguments, log=log)
 
+    def pid(self, program: str) -> int:
+        """The process of a program of the control plane."""
+        return self._processes[program].pid
+
     def kill(self, program: str) -> None:
         """Kill a program of the control plane; `run` starts it again."""
         process = self._processes.pop(program)

@@ -69,15 +69,14 @@ class InCluster:
                 event: Object = json.loads(line)
                 yield event
 
+    def _identity(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {(self._account / 'token').read_text().strip()}"}
+
     @contextlib.contextmanager
     def _answer(
         self, method: str, path: str, body: object, content_type: str, query: Mapping[str, str], timeout: float
     ) -> Iterator[http.client.HTTPResponse]:
-        headers = {
-            "Authorization": f"Bearer {(self._account / 'token').read_text().strip()}",
-            "Accept": _JSON,
-            "User-Agent": "flox-node",
-        }
+        headers = {**self._identity(), "Accept": _JSON, "User-Agent": "flox-node"}
         if body is not None:
             headers["Content-Type"] = content_type
         data = None if body is None else json.dumps(body).encode()
