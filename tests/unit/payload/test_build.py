@@ -99,6 +99,8 @@ def test_the_empty_image_is_an_oci_archive_without_a_layer() -> None:
         ({"entry_points": {"tool": f"{samples.TOOL}/bin/absent"}}, "is not a program"),
         ({"shim": Path("/nonexistent/shim")}, "no shim at /nonexistent/shim"),
         ({"registration": None}, "no Nix database below"),
+        ({"wheels": Path("/nonexistent"), "python": f"{samples.TOOL}/bin/tool"}, "holds 0 wheels of flox-node"),
+        ({"wheels": Path("/nonexistent"), "python": f"{samples.TOOL}/bin/absent"}, "is not a program"),
     ],
 )
 def test_a_recipe_that_names_what_is_not_there_is_refused(
