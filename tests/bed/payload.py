@@ -89,7 +89,7 @@ def recipe(wheels: Path) -> Recipe:
         shim=Path(shim),
         version=__version__,
         wheels=wheels,
-        python=f"{origin.paths['python3']}/bin/{store.PYTHON}",
+        python=f"{origin.paths['python3']}/bin/python3",
     )
 
 

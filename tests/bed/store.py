@@ -46,7 +46,7 @@ _LIBC = (
 )
 _NOT_NEEDED = ("libgcc_s.so.1",)  # loaded by name when a thread is cancelled
 _ENTER = 'mount --bind /proc "$0/proc" && mount --rbind /dev "$0/dev" && exec /usr/sbin/chroot "$0" "$@"'
-_NIX_ENVIRONMENT = {
+NIX_ENVIRONMENT = {
     "HOME": "/nonexistent",
     "LC_ALL": "C",
     "NIX_CONF_DIR": "/nonexistent",
@@ -68,7 +68,7 @@ class Store:
 
     def run(self, *command: str, input: bytes = b"") -> bytes:
         """Run a program of the store inside its root, with settings of its own; its output."""
-        done = self.attempt(*command, input=input, env=_NIX_ENVIRONMENT)
+        done = self.attempt(*command, input=input, env=NIX_ENVIRONMENT)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stderr.decode()}")
         return done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,9 @@ def build(
     shim: Annotated[
         Path | None, typer.Option(help="The built flox-runtime; by default the one that this flox-node brings.")
     ] = None,
-    system: Annotated[str, typer.Option(help="The Nix system of the nodes.")] = "x86_64-linux",
+    system: Annotated[
+        str, typer.Option(help="The Nix system of the nodes.", show_default="this machine's")
+    ] = f"{os.uname().machine}-linux",
     as_json: AsJson = False,
 ) -> None:
     """Build a payload out of a Nix store. The same input gives the same bytes."""
