@@ -6,9 +6,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONTAINERD ?= 1.7
-SOURCES := installer tests hatch_build.py
+SOURCES := installer tests hatch_build.py daemonset
+BUILDER ?= docker
+TAG ?= flox-node:$(ARCH)
 
-.PHONY: help setup bed demo manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down bench lint format clean
+.PHONY: help setup bed demo manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down image pins bench lint format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -47,6 +49,18 @@ cluster: bed ## Start a cluster of two nodes that goes on running (KUBERNETES=1.
 
 cluster-down: setup ## Remove it
 	@$(BIN)/python -m tests.cluster down
+
+image: setup ## Build the tests' image; with ARCH=amd64 (or arm64) the pinned one, by BUILDER=docker, as TAG=flox-node:amd64
+ifndef ARCH
+	@$(BIN)/python -m tests.bed image
+else
+	@arguments=$$($(BIN)/python daemonset/pins.py args $(ARCH)) && \
+	eval "$(BUILDER) build --platform linux/$(ARCH) --file daemonset/Dockerfile --tag $(TAG) $(BUILD_OPTIONS) \
+		--build-arg=REVISION=$$(git rev-parse HEAD) $$arguments ."
+endif
+
+pins: setup ## Look up what daemonset/pins.toml pins, and lock the wheels (needs a network, skopeo, nix, uv)
+	@$(BIN)/python daemonset/pins.py fill
 
 bench: bed ## Measure; ONLY=name for one entry. Prints a table and writes bench.json
 	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))

@@ -1,8 +1,8 @@
-"""`python -m tests.bed prepare|sweep|clean|go`: make all ready, remove stale boxes, remove the cache, name the Go."""
+"""The bed at the shell: make all ready, remove what is stale or the cache, build the image, name the Go."""
 
 import argparse
 
-from tests.bed import cache, golang, payload, scope
+from tests.bed import cache, golang, image, payload, scope
 from tests.bed.prepare import clean, prepare
 
 
@@ -13,6 +13,7 @@ def main() -> None:
     preparing.add_argument("releases", nargs="*", metavar="RELEASE", help="further containerd releases, e.g. 2.3")
     commands.add_parser("sweep", help="remove boxes and daemons whose owners were killed")
     commands.add_parser("clean", help="remove the cache")
+    commands.add_parser("image", help="build the image of the tests and name its archive")
     commands.add_parser("go", help="print the Go command that the bed builds with")
     arguments = parser.parse_args()
     if arguments.command == "prepare":
@@ -21,6 +22,9 @@ def main() -> None:
         cache.say(f"ready in {cache.folder()}")
     elif arguments.command == "clean":
         clean()
+    elif arguments.command == "image":
+        prepare()
+        cache.say(f"{image.REFERENCE} is in {image.archive()}")
     elif arguments.command == "go":
         print(golang.go())
     else:

@@ -9,11 +9,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from flox_node.host.trees import remove_tree
+
+_DIGEST = re.compile("[0-9a-f]{12}")
+_in_use: list[int] = []  # descriptors that hold the locks of what this process uses
 
 
 def folder() -> Path:
@@ -40,6 +46,26 @@ def artefact(name: str, recipe: object, build: Callable[[Path], None]) -> Path:
         final.parent.mkdir(exist_ok=True)
         staging.rename(final)
     return final
+
+
+def newest(name: str, recipe: object, build: Callable[[Path], None], kept: int) -> Path:
+    """As `artefact`, for what follows the sources: all but `kept` of the artefacts `name` are removed, oldest first.
+
+    None is removed that a living process has got from here: it is locked until that process ends.
+    """
+    current = artefact(name, recipe, build)
+    _in_use.append(_lock(current, fcntl.LOCK_SH))
+    others = [
+        path
+        for path in current.parent.glob(f"{name}-*")
+        if path != current and _DIGEST.fullmatch(path.name[len(name) + 1 :])
+    ]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[kept - 1 :]:
+        with contextlib.suppress(BlockingIOError):
+            lock = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(path)
+            os.close(lock)
+    return current
 
 
 def exists(name: str, recipe: object) -> bool:
@@ -82,3 +108,14 @@ def progress(step: str) -> Iterator[None]:
 def say(text: str) -> None:
     """Print one line of progress."""
     print(f"[bed] {text}", file=sys.stderr, flush=True)
+
+
+def _lock(path: Path, operation: int) -> int:
+    """Lock a folder until the descriptor is closed, at the latest when this process ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor

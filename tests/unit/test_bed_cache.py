@@ -76,6 +76,26 @@ def test_two_processes_that_want_one_artefact_build_it_once(tmp_path: Path) -> N
     assert (tmp_path / "builds").read_text() == "x"
 
 
+def test_of_what_follows_the_sources_the_newest_stay_and_what_a_living_process_uses() -> None:
+    with _user(0) as living:
+        assert living.stdout is not None
+        living.stdout.readline()
+        namesake = cache.artefact("a-b", 1, lambda _: None)
+        for recipe in (1, 2, 3):
+            with _user(recipe) as user:
+                user.communicate("\n")
+        assert [cache.exists("a", recipe) for recipe in (0, 1, 2, 3)] == [True, False, True, True]
+        assert namesake.exists()
+        living.communicate("\n")
+
+
+def _user(recipe: int) -> "subprocess.Popen[str]":
+    """A process that asks for the artefact "a" of a recipe, says so, and lives until it gets a line."""
+    code = f"from tests.bed import cache; print(cache.newest('a', {recipe}, lambda _: None, 2), flush=True); input()"
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+
 def _builder(builds: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", BUILDER, str(builds)]
     pipe = subprocess.PIPE

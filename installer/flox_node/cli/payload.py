@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,38 +23,52 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command(
-    epilog="Example: flox-node payload build --store / --entry flox=/nix/store/<hash>-flox-1.14.1/bin/flox "
-    "--entry nix-store=/nix/store/<hash>-nix-2.31.5/bin/nix-store --shim dist/flox-runtime -o flox-node.tar.zst"
+    epilog="Example: flox-node payload build --entry flox=/nix/store/<hash>-flox-1.14.1/bin/flox "
+    "--entry git=/nix/store/<hash>-git-2.51.0/bin/git --entry nix=/nix/store/<hash>-nix-2.31.5/bin/nix "
+    "--entry nix-store=/nix/store/<hash>-nix-2.31.5/bin/nix-store --wheels dist "
+    "--python /nix/store/<hash>-python3-3.13.9/bin/python3 -o flox-node.tar.zst"
 )
 def build(
-    store: Annotated[Path, typer.Option(help="The folder that holds nix/store and nix/var/nix/db.")],
     entry: Annotated[list[str], typer.Option(help="NAME=/nix/store/... of a program; may be repeated.")],
-    shim: Annotated[Path, typer.Option(help="The built flox-runtime.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a name in .tar.zst or .tar.gz.")],
+    store: Annotated[Path, typer.Option(help="The folder that holds nix/store and nix/var/nix/db.")] = Path("/"),
+    wheels: Annotated[
+        Path | None,
+        typer.Option(help="A folder with the wheels of flox-node and all it needs, to put into the payload."),
+    ] = None,
+    python: Annotated[str, typer.Option(help="/nix/store/... of the Python that runs them.")] = "",
     path: Annotated[list[str] | None, typer.Option(help="A further store path to hold; may be repeated.")] = None,
     registration: Annotated[
         Path | None, typer.Option(help="The output of nix-store --dump-db, where the store has no database.")
     ] = None,
-    system: Annotated[str, typer.Option(help="The Nix system of the nodes.")] = "x86_64-linux",
+    shim: Annotated[
+        Path | None, typer.Option(help="The built flox-runtime; by default the one that this flox-node brings.")
+    ] = None,
+    system: Annotated[
+        str, typer.Option(help="The Nix system of the nodes.", show_default="this machine's")
+    ] = f"{os.uname().machine}-linux",
     as_json: AsJson = False,
 ) -> None:
     """Build a payload out of a Nix store. The same input gives the same bytes."""
     from flox_node import __version__
     from flox_node.errors import UsageError
-    from flox_node.payload.build import Recipe
+    from flox_node.payload.build import Recipe, bundled_shim
     from flox_node.payload.build import build as build_payload
 
-    malformed = [text for text in entry if not text.partition("=")[2].startswith("/nix/store/")]
+    named = [*entry, f"--python={python}"] if wheels or python else entry
+    malformed = [text for text in named if not text.partition("=")[2].startswith("/nix/store/")]
     if malformed:
-        raise UsageError(f"--entry {malformed[0]} is not NAME=/nix/store/...")
+        raise UsageError(f"{malformed[0]} is not NAME=/nix/store/...")
     recipe = Recipe(
         store_root=store,
         entry_points={name: target for name, _, target in (text.partition("=") for text in entry)},
-        shim=shim,
+        shim=shim or bundled_shim(system),
         version=__version__,
         system=system,
         extra_paths=tuple(path or ()),
         registration=registration,
+        wheels=wheels,
+        python=python,
     )
     _show(build_payload(recipe, output), "built", as_json)
 
@@ -92,6 +107,29 @@ def verify(source: Source, as_json: AsJson = False) -> None:
     from flox_node.payload import verify as verify_payload
 
     _show(verify_payload(open_payload(source)), "whole", as_json)
+
+
+@app.command(
+    epilog="Example: flox-node payload sbom /payload --site-packages /opt/flox-node/lib/python3.13/site-packages"
+)
+def sbom(
+    source: Source,
+    site_packages: Annotated[
+        list[Path] | None, typer.Option(help="A folder with Python distributions of the image; may be repeated.")
+    ] = None,
+    base_image: Annotated[str, typer.Option(help="The reference of the image's base.")] = "",
+    created: Annotated[
+        int, typer.Option(help="When, in seconds since the epoch.", envvar="SOURCE_DATE_EPOCH", show_default=True)
+    ] = 0,
+) -> None:
+    """Print the bill of materials of an image with this payload, as SPDX 2.3 in JSON."""
+    from flox_node.payload import open_payload
+    from flox_node.payload.sbom import sbom as make_sbom
+
+    document = make_sbom(
+        open_payload(source), site_packages=site_packages or (), base_image=base_image, created=created
+    )
+    typer.echo(document.decode(), nl=False)
 
 
 def _show(manifest: Manifest, word: str, as_json: bool) -> None:

@@ -14,9 +14,10 @@ from flox_node.host.nixdb import ValidPath, valid_paths
 from flox_node.host.trees import TreeWriter, feed, remove_tree, walk
 from flox_node.payload import manifest as manifests
 from flox_node.payload.archive import compression_of, write_archive
-from flox_node.payload.image import empty_image
+from flox_node.payload.image import architecture_of, empty_image
 from flox_node.payload.manifest import Manifest, PayloadFile, StorePath
 from flox_node.payload.nar import NarHasher
+from flox_node.payload.own import Own, build_own
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Recipe:
     `store_root` is the folder that holds `nix/store`; what is valid in it is said by its database, or by
     `registration` (a `nix-store --dump-db` file) where it has none. `entry_points` maps a name to a program's path
     below /nix/store; `extra_paths` are store paths that no entry point needs.
+    `wheels` is a folder with the wheels of flox-node and of all it needs, for the interpreter `python` of the store:
+    with them the payload has flox-node's own entry points too.
     """
 
     store_root: Path
@@ -35,6 +38,8 @@ class Recipe:
     system: str = "x86_64-linux"
     extra_paths: tuple[str, ...] = ()
     registration: Path | None = None
+    wheels: Path | None = None
+    python: str = ""
 
 
 def build(recipe: Recipe, destination: Path) -> Manifest:
@@ -64,6 +69,15 @@ def build(recipe: Recipe, destination: Path) -> Manifest:
     return manifest
 
 
+def bundled_shim(system: str) -> Path:
+    """The shim for a Nix system that this flox-node brings.
+
+    Raises:
+        UsageError: there is none for such a system.
+    """
+    return Path(__file__).parents[1] / "_shim" / f"flox-runtime-{architecture_of(system)}"
+
+
 def read_registration(text: str) -> dict[str, ValidPath]:
     """The store paths in the form of `nix-store --dump-db`.
 
@@ -84,20 +98,25 @@ def read_registration(text: str) -> dict[str, ValidPath]:
 
 def _build_folder(recipe: Recipe, folder: Path) -> Manifest:
     known = _known_paths(recipe)
-    tops = {manifests.store_path_of(target) for target in recipe.entry_points.values()} | set(recipe.extra_paths)
+    programs = {**recipe.entry_points, **({"python": recipe.python} if recipe.wheels else {})}
+    tops = {manifests.store_path_of(target) for target in programs.values()} | set(recipe.extra_paths)
     unknown = sorted(tops - known.keys())
     if unknown:
         raise UsageError(f"{unknown[0]} is not a valid path of the store below {recipe.store_root}.")
-    for name, target in recipe.entry_points.items():
+    for name, target in programs.items():
         if not os.access(HostFiles(recipe.store_root).real(target), os.X_OK):
             raise UsageError(f"The entry point {name} ({target}) is not a program.")
     if not recipe.shim.is_file():
         raise UsageError(f"There is no shim at {recipe.shim}.", remedy="Name the built flox-runtime with --shim.")
 
+    (folder / "store").mkdir(parents=True)
+    own = Own({}, ())
+    if recipe.wheels:
+        own = build_own(recipe.wheels, recipe.python, recipe.store_root, known, folder / "store")
     references = {path: valid.references for path, valid in known.items()}
     wanted = sorted(manifests.closure(tops, references))
-    (folder / "store").mkdir(parents=True)
     store_paths = [_copy_store_path(recipe.store_root, known[path], folder / "store") for path in wanted]
+    store_paths += own.store_paths
     files = {
         manifests.REGISTRATION: (manifests.registration(store_paths), 0o444),
         manifests.SHIM: (recipe.shim.read_bytes(), 0o555),
@@ -106,7 +125,7 @@ def _build_folder(recipe: Recipe, folder: Path) -> Manifest:
     manifest = manifests.seal(
         version=recipe.version,
         system=recipe.system,
-        entry_points=recipe.entry_points,
+        entry_points={**recipe.entry_points, **own.entry_points},
         store_paths=store_paths,
         files=[
             PayloadFile(name, hashlib.sha256(data).hexdigest(), len(data), mode) for name, (data, mode) in files.items()

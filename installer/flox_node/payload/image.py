@@ -7,13 +7,21 @@ import io
 import json
 import tarfile
 
+from flox_node.errors import UsageError
+
 REFERENCE = "docker.io/flox/empty:1.0.0"
 _ARCHITECTURES = {"x86_64-linux": "amd64", "aarch64-linux": "arm64"}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def architecture_of(system: str) -> str:
-    """The OCI name of a Nix system's processor; KeyError for one that is not supported."""
+    """The OCI name of a Nix system's processor.
+
+    Raises:
+        UsageError: it is none that nodes can have.
+    """
+    if system not in _ARCHITECTURES:
+        raise UsageError(f"There is nothing for {system}, only for {', '.join(_ARCHITECTURES)}.")
     return _ARCHITECTURES[system]
 
 

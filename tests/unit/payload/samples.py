@@ -23,6 +23,7 @@ def make_recipe(folder: Path, *, lone: bytes = b"not needed by anything\n") -> R
     _write(draft / "tool/bin/tool", f"#!{LIBC}/lib/ld\n".encode(), executable=True)
     (draft / "tool/bin/alias").symlink_to(f"{TOOL}/bin/tool")
     _write(draft / "tool/share/none", b"")
+    _write(draft / "tool/lib/a_thing-1.2.dist-info/METADATA", b"Metadata-Version: 2.4\nName: A.Thing\nVersion: 1.2\n\n")
     _write(draft / ("tool/share/" + "long" * 40), b"a name that no plain tar header holds")
     _write(draft / "tool/share/F\u0151.crt", b"a name that is not ASCII")
     _write(Path(os.fsdecode(os.fsencode(draft) + b"/tool/share/\xff\xfe")), b"a name that is not UTF-8")

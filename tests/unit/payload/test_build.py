@@ -17,7 +17,7 @@ from flox_node.host.trees import walk
 from flox_node.payload import manifest as manifests
 from flox_node.payload import open_payload, verify
 from flox_node.payload.archive import write_archive
-from flox_node.payload.build import Recipe, build, read_registration
+from flox_node.payload.build import Recipe, build, bundled_shim, read_registration
 from flox_node.payload.image import empty_image
 from flox_node.payload.nar import nar_of
 from tests.unit.payload import samples
@@ -92,6 +92,16 @@ def test_the_empty_image_is_an_oci_archive_without_a_layer() -> None:
             assert name == f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
 
 
+@pytest.mark.parametrize(("system", "machine"), [("x86_64-linux", 0x3E), ("aarch64-linux", 0xB7)])
+def test_the_shim_that_flox_node_brings_is_for_the_nodes_processor(system: str, machine: int) -> None:
+    assert bundled_shim(system).read_bytes()[18] == machine, "the machine field of the ELF header"
+
+
+def test_a_system_that_no_node_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="nothing for riscv64-linux"):
+        bundled_shim("riscv64-linux")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -99,6 +109,8 @@ def test_the_empty_image_is_an_oci_archive_without_a_layer() -> None:
         ({"entry_points": {"tool": f"{samples.TOOL}/bin/absent"}}, "is not a program"),
         ({"shim": Path("/nonexistent/shim")}, "no shim at /nonexistent/shim"),
         ({"registration": None}, "no Nix database below"),
+        ({"wheels": Path("/nonexistent"), "python": f"{samples.TOOL}/bin/tool"}, "holds 0 wheels of flox-node"),
+        ({"wheels": Path("/nonexistent"), "python": f"{samples.TOOL}/bin/absent"}, "is not a program"),
     ],
 )
 def test_a_recipe_that_names_what_is_not_there_is_refused(
