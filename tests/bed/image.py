@@ -21,6 +21,7 @@ from flox_node import __version__
 from tests.bed import cache, debian, golang, images, payload, project, store
 
 REFERENCE = f"docker.io/library/flox-node:{__version__}"  # what the manifest names
+NEXT_REFERENCE = f"{REFERENCE}-next"
 SECRET = "nothing-of-the-builds-secrets-may-be-in-the-image"  # stands in the secrets of every build
 
 _SOURCES = (".dockerignore", "daemonset/Dockerfile", "daemonset/requirements")
@@ -42,6 +43,20 @@ def archive() -> Path:
         "code": project.digests("tests/bed/image.py"),
     }
     return cache.newest("image", key, _build, _KEPT) / "flox-node.tar"
+
+
+@functools.cache
+def next_archive() -> Path:
+    """The same image with a payload of another version and id: what an upgrade goes to. Named `NEXT_REFERENCE`."""
+    upgraded = archive().with_name("next.tar")
+    with cache.locked("image-next"):
+        if not upgraded.exists():
+            manifest = payload.resealed(images.read_file(archive(), "payload/manifest.json"))
+            partial = upgraded.with_suffix(".partial")
+            top = images.layer({"payload/manifest.json": (manifest, 0o444)})
+            images.write_on_top(archive(), partial, NEXT_REFERENCE, top)
+            partial.rename(upgraded)
+    return upgraded
 
 
 def _build(target: Path) -> None:

@@ -8,6 +8,9 @@ import shutil
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import zstandard
 
 from tests.bed import cache
 from tests.bed.config import SANDBOX_IMAGE
@@ -17,6 +20,7 @@ APPLETS = "cat date echo env false head hostname id ls mkdir mount ps readlink s
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # A file of a layer: its bytes, the target of a symbolic link as str, or None for a folder; and its mode.
+_ZSTD = b"\x28\xb5\x2f\xfd"
 Entry = tuple[bytes | str | None, int]
 
 
@@ -43,7 +47,7 @@ def write_archive(path: Path, name: str, layers: Sequence[bytes], config: Mappin
 
     def put(blob: bytes, media_type: str) -> dict[str, object]:
         blobs[_digest(blob)] = blob
-        return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": _digest(blob), "size": len(blob)}
+        return _described(blob, media_type)
 
     platform = {"architecture": "amd64", "os": "linux"}
     image = {
@@ -67,6 +71,68 @@ def write_archive(path: Path, name: str, layers: Sequence[bytes], config: Mappin
     files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json(index)}
     files |= {f"blobs/{digest.replace(':', '/')}": blob for digest, blob in blobs.items()}
     path.write_bytes(layer({file: (data, 0o644) for file, data in files.items()}))
+
+
+def read_file(archive: Path, path: str) -> bytes:
+    """A file of the image in an OCI archive, as its last layer with it has it."""
+    for blob in reversed(_layers(_Archive(archive))):
+        stream = io.BytesIO(zstandard.ZstdDecompressor().stream_reader(blob).read() if blob[:4] == _ZSTD else blob)
+        with tarfile.open(fileobj=stream) as members:
+            found = next((member for member in members if member.name.removeprefix("./") == path), None)
+            data = members.extractfile(found) if found is not None else None
+            if data is not None:
+                return data.read()
+    raise FileNotFoundError(f"{archive} has no {path}.")
+
+
+def write_on_top(archive: Path, path: Path, name: str, top: bytes) -> None:
+    """Write the OCI archive of the image `name`: that of `archive` with one layer (an uncompressed tar) more."""
+    below = _Archive(archive)
+    config, manifest = below.json(below.manifest["config"]["digest"]), below.manifest
+    blobs = _layers(below)
+    packed = gzip.compress(top, mtime=0)
+    config["rootfs"]["diff_ids"].append(_digest(top))
+    config.pop("history", None)
+    manifest["layers"].append(_described(packed, "layer.v1.tar+gzip"))
+    manifest["config"] = _described(_json(config), "config.v1+json")
+    index = {
+        "schemaVersion": 2,
+        "manifests": [
+            _described(_json(manifest), "manifest.v1+json") | {"annotations": {"io.containerd.image.name": name}}
+        ],
+    }
+    blobs += [packed, _json(config), _json(manifest)]
+    files: dict[str, Entry] = {f"blobs/{_digest(blob).replace(':', '/')}": (blob, 0o644) for blob in blobs}
+    files |= {"oci-layout": (_json({"imageLayoutVersion": "1.0.0"}), 0o644), "index.json": (_json(index), 0o644)}
+    path.write_bytes(layer(files))
+
+
+class _Archive:
+    """An OCI archive of one image."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.manifest = self.json(json.loads(self._read("index.json"))["manifests"][0]["digest"])
+
+    def blob(self, digest: str) -> bytes:
+        return self._read(f"blobs/{digest.replace(':', '/')}")
+
+    def json(self, digest: str) -> Any:
+        return json.loads(self.blob(digest))
+
+    def _read(self, name: str) -> bytes:
+        with tarfile.open(self._path) as members:
+            data = members.extractfile(name)
+            assert data is not None
+            return data.read()
+
+
+def _layers(archive: _Archive) -> list[bytes]:
+    return [archive.blob(entry["digest"]) for entry in archive.manifest["layers"]]
+
+
+def _described(blob: bytes, media_type: str) -> dict[str, object]:
+    return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": _digest(blob), "size": len(blob)}
 
 
 def layer(files: Mapping[str, Entry]) -> bytes:

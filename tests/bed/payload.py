@@ -58,19 +58,25 @@ def other() -> Path:
             partial = original.with_name("partial-other")
             remove_tree(partial)
             subprocess.run(["cp", "-al", original, partial], check=True)
-            known = manifests.parse((original / manifests.NAME).read_bytes())
-            sealed = manifests.seal(
-                version=f"{known.version}+other",
-                system=known.system,
-                entry_points=known.entry_points,
-                store_paths=known.store_paths,
-                files=known.files,
-            )
             (partial / manifests.NAME).unlink()
-            (partial / manifests.NAME).write_bytes(manifests.dump(sealed))
+            (partial / manifests.NAME).write_bytes(resealed((original / manifests.NAME).read_bytes()))
             (partial / manifests.NAME).chmod(0o444)
             partial.rename(copied)
     return copied
+
+
+def resealed(manifest: bytes) -> bytes:
+    """The manifest of a payload with the same content, and another version and id."""
+    known = manifests.parse(manifest)
+    return manifests.dump(
+        manifests.seal(
+            version=f"{known.version}+other",
+            system=known.system,
+            entry_points=known.entry_points,
+            store_paths=known.store_paths,
+            files=known.files,
+        )
+    )
 
 
 def recipe(wheels: Path) -> Recipe:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 
+from tests.bed import image
 from tests.bed.flox import PRIVATE_TOKEN
 from tests.bed.images import BUSYBOX
 from tests.cluster.cluster import Cluster
@@ -269,6 +270,43 @@ def test_a_rollout_restart_changes_nothing_on_the_nodes(
     assert restarts_of(cluster, "app=web") == pods
     assert {node.name: tree(node, BESIDE) for node in cluster.nodes} == trees
     assert {node.name: flox.events(node) for node in cluster.nodes} == events
+
+
+@pytest.mark.timeout(400)
+def test_an_upgrade_and_a_downgrade_leave_containerd_and_flox_pods_alone(
+    cluster: Cluster, flox: FloxCluster, served: dict[str, str], applied: Callable[..., None]
+) -> None:
+    """Pods of the old shim are entered, killed and deleted under the new one, and the other way round."""
+    pids, pods = daemon_pids(cluster), restarts_of(cluster, "app=web")
+    before = {node.name: flox.node(node.name)["metadata"]["annotations"]["flox.dev/payload"] for node in cluster.nodes}
+    cluster.load(image.next_archive())
+    for reference in (image.NEXT_REFERENCE, image.REFERENCE):
+        old = [
+            flox_pod(f"old-{node.name}", "demo/web", "busybox", "sleep", "1000", node=node.name)
+            for node in cluster.nodes
+        ]
+        applied(*old)
+        for pod_ in old:
+            cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pod_['metadata']['name']}", "--timeout=60s")
+        images = [f"{name}={reference}" for name in ("node", "reporter")]
+        cluster.kubectl("set", "image", "daemonset/flox-node", "--namespace", NAMESPACE, *images)
+        cluster.rollout("daemonset/flox-node", "--namespace", NAMESPACE, timeout=180)
+        for node in cluster.nodes:
+            now = flox.node(node.name)["metadata"]["annotations"]["flox.dev/payload"]
+            assert (now == before[node.name]) is (reference == image.REFERENCE)
+            assert flox.events(node)[-1] == "FloxUpgraded"
+            assert cluster.kubectl("exec", f"old-{node.name}", "--", "hello") == "Hello, world!\n"
+        cluster.delete(*old)
+    assert daemon_pids(cluster) == pids
+    assert restarts_of(cluster, "app=web") == pods
+    for node in cluster.nodes:
+        payloads = sorted(path.name for path in (node.root / "opt/flox-node/payloads").iterdir())
+        assert len(payloads) == 2
+        assert before[node.name] in payloads
+        # What nothing has used for long goes with the node's own collection.
+        node.run("/opt/flox-node/bin/flox-node gc --days 0")
+        assert [path.name for path in (node.root / "opt/flox-node/payloads").iterdir()] == [before[node.name]]
+    assert restarts_of(cluster, "app=web") == pods
 
 
 @pytest.mark.timeout(300)
