@@ -45,3 +45,21 @@ def test_relative_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_names_each_reason_event_and_metric_and_no_other() -> None:
+    from flox_node.agent.exchange import NodeState
+    from flox_node.agent.metrics import exposition
+    from flox_node.agent.node import Counters
+    from flox_node.agent.seen import Seen
+    from flox_node.kube.names import Happening, Reason
+
+    text = (ROOT / "docs/reference.md").read_text()
+    told = text.partition("## What a node tells\n")[2].partition("\n## Health and metrics\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", told, flags=re.MULTILINE) == [reason.value for reason in Reason]
+    assert sorted(set(re.findall(r"`(Flox[A-Z]\w+)`", told)) - {"FloxRuntimeReady"}) == sorted(Happening)
+    gauges = dict.fromkeys(("store_bytes", "store_paths", "store_free_ratio", "roots", "sandboxes"), 0.0)
+    page = exposition(NodeState(), Seen(gauges=gauges), Counters(failures={"Failed": 1}, phases={"place": 1}))
+    names = set(re.findall(r"^(flox_node_\w+)(?=[{ ])", page.decode(), flags=re.MULTILINE))
+    metrics = text.partition("\n## Health and metrics\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(flox_node_\w+)`", metrics)) == names

@@ -296,3 +296,21 @@ def test_the_metrics_name_what_runs_and_what_was_done(node: Node) -> None:
     ):
         assert line in page
     assert 'platform="plain"' in page
+
+
+def test_a_store_that_is_nearly_full_starts_the_nodes_collection_at_most_once_an_hour(
+    node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import os
+    import types
+
+    free = {"blocks": 50}
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_bavail=free["blocks"], f_blocks=100))
+    node.looks, node.runs = [WELL], [Ended(0)]
+    node.agent.converge()
+    node.agent.collect_if_full()
+    assert node.called == []
+    free["blocks"] = 9
+    node.agent.collect_if_full()
+    node.agent.collect_if_full()
+    assert node.called == [["flox_node.agent", "collect", str(tmp_path)]]
