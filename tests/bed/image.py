@@ -20,7 +20,7 @@ from pathlib import Path
 from flox_node import __version__
 from tests.bed import cache, debian, golang, images, payload, project, store
 
-REFERENCE = "docker.io/library/flox-node:test"
+REFERENCE = f"docker.io/library/flox-node:{__version__}"  # what the manifest names
 SECRET = "nothing-of-the-builds-secrets-may-be-in-the-image"  # stands in the secrets of every build
 
 _SOURCES = (".dockerignore", "daemonset/Dockerfile", "daemonset/requirements")
@@ -45,6 +45,16 @@ def archive() -> Path:
 
 
 def _build(target: Path) -> None:
+    try:
+        _build_with_layers(target)
+    except RuntimeError as error:
+        # A build that was killed may leave layers that buildah knows and the disk does not. A second failure counts.
+        cache.say(f"image: building without the layers of former builds, because: {str(error)[-300:]}")
+        shutil.rmtree(_layers(), ignore_errors=True)
+        _build_with_layers(target)
+
+
+def _build_with_layers(target: Path) -> None:
     _buildah("rm", "--all")  # what a killed build left; no other one runs, since artefacts are built under a lock
     paths = payload.flox_store().paths
     arguments = {

@@ -1,26 +1,31 @@
-"""The one setting of the policy that an install finds out by itself: the node's inner runtime."""
+"""The node's policy: what an administrator wants of it, and the inner runtime, which an install finds out by itself."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flox_node.actions.base import Before, Kept, Missing, Progress, register
 from flox_node.actions.in_use import shim_in_use
 from flox_node.errors import CorruptError
 from flox_node.host import Host
+from flox_node.state import policy as policies
 from flox_node.state.policy import PATH as POLICY
 
 
 @register
 @dataclass(frozen=True)
 class WritePolicy:
-    """Set `inner_runtime` in the policy; whatever else an administrator wrote there stays."""
+    """Set `inner_runtime` in the policy; whatever else an administrator wrote there stays, unless `policy` replaces it.
+
+    `policy` is the text of a policy.toml. It is not recorded: `flox-node policy apply` may change the node's later.
+    """
 
     kind: ClassVar[str] = "write-policy"
 
     inner_runtime: str
+    policy: str | None = field(default=None, metadata={"recorded": False})
 
     @property
     def key(self) -> str:
@@ -36,9 +41,10 @@ class WritePolicy:
         policy = _policy(host)
         if policy is None:
             return Missing(f"{POLICY} is not there")
-        if policy.get("inner_runtime") != self.inner_runtime:
+        wanted = self._wanted(host)
+        if policy.get("inner_runtime") != wanted["inner_runtime"]:
             return Missing(f"{POLICY} names {policy.get('inner_runtime')} as the inner runtime")
-        return None
+        return None if policy == wanted else Missing(f"{POLICY} is not the policy that was given")
 
     def preview(self, host: Host) -> str:
         """See Action."""
@@ -50,8 +56,7 @@ class WritePolicy:
 
     def execute(self, host: Host, progress: Progress) -> None:
         """See Action."""
-        policy = {"schema_version": 1, **(_policy(host) or {}), "inner_runtime": self.inner_runtime}
-        host.files.write_atomic(POLICY, json.dumps(policy, indent=1).encode() + b"\n", 0o644)
+        host.files.write_atomic(POLICY, json.dumps(self._wanted(host), indent=1).encode() + b"\n", 0o644)
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
         """Remove the policy on a purge, if an install made it and no running container's shim reads it any more."""
@@ -61,6 +66,16 @@ class WritePolicy:
                 return Kept(in_use)
             host.files.remove(POLICY)
         return None
+
+    def _wanted(self, host: Host) -> dict[str, Any]:
+        if self.policy is None:
+            return {
+                "schema_version": policies.SCHEMA_VERSION,
+                **(_policy(host) or {}),
+                "inner_runtime": self.inner_runtime,
+            }
+        given: dict[str, Any] = json.loads(policies.applied(self.policy, None))
+        return {"inner_runtime": self.inner_runtime, **given}
 
 
 def _policy(host: Host) -> dict[str, Any] | None:

@@ -93,10 +93,6 @@ class NodeAgent:
             return _REVIEW_S
         if self._mode == "uninstall":
             return self._uninstall()
-        if self.settings.policy is not None:
-            ended = self._flox_node("policy", "apply", str(self.settings.policy))
-            if ended.code:
-                return self._failed(ended)
         return self._install()
 
     def changed(self) -> bool:
@@ -191,6 +187,7 @@ class NodeAgent:
         words += ["--adopt"] if chosen.adopt else []
         words += ["--platform", chosen.platform] if chosen.platform else []
         words += ["--nix-dir", chosen.nix_dir] if chosen.nix_dir else []
+        words += ["--policy", str(chosen.policy)] if chosen.policy else []
         words += ["--deadline", str(chosen.deadline_s)] if chosen.deadline_s else []
         return words
 

@@ -64,6 +64,7 @@ def plan_settings(settings: Settings) -> PlanSettings:
         deadline_s=settings.deadline_s or None,
         restarts_per_hour=settings.restarts_per_hour,
         nix_dir=settings.nix_dir or None,
+        policy=settings.policy.read_text() if settings.policy else None,
     )
 
 

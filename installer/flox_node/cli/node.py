@@ -50,6 +50,10 @@ NixDir = Annotated[
         "--nix-dir", help="Keep the store in this folder of the node and mount it at /nix.", show_default="/nix"
     ),
 ]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option("--policy", help="A policy.toml to put into force, too.", show_default="the policy stays as it is"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 DEFAULT_ROOT = Path("/")
 DEFAULT_SOCKET: str | None = None
@@ -71,6 +75,7 @@ def plan(
     adopt: Adopt = False,
     platform: PlatformName = None,
     nix_dir: NixDir = None,
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
@@ -79,7 +84,10 @@ def plan(
     from flox_node.payload import open_payload
     from flox_node.plan.platforms import recognise
 
-    host, settings = Host.at(host_root), runs.Settings(socket, adopt, platform, nix_dir=nix_dir)
+    host, settings = (
+        Host.at(host_root),
+        runs.Settings(socket, adopt, platform, nix_dir=nix_dir, policy=read_text(policy) if policy else None),
+    )
     recognised = recognise(host, socket=socket, named=platform)
     steps = runs.preview(host, open_payload(payload), settings)
     if as_json:
@@ -109,6 +117,7 @@ def install(
         bool,
         typer.Option("--repair", help="Compare every byte of the payload with what is there; replace what differs."),
     ] = False,
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
@@ -120,7 +129,16 @@ def install(
     from flox_node.host import Host
     from flox_node.payload import open_payload
 
-    settings = runs.Settings(socket, adopt, platform, deadline, restarts_per_hour, nix_dir, repair)
+    settings = runs.Settings(
+        socket,
+        adopt,
+        platform,
+        deadline,
+        restarts_per_hour,
+        nix_dir,
+        repair,
+        policy=read_text(policy) if policy else None,
+    )
     steps = runs.install(Host.at(host_root), open_payload(payload), settings, _report)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     if as_json:
@@ -162,6 +180,20 @@ def uninstall(
         _print_json(changed=bool(steps), steps=_steps(steps))
     else:
         typer.echo(_told_of_uninstall(steps))
+
+
+def read_text(file: Path) -> str:
+    """The text of a file that the user named.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from flox_node.errors import UsageError
+
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}.") from error
 
 
 def _told_of_uninstall(steps: list[StepResult]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flox_node.cli.node import DEFAULT_ROOT, AsJson, HostRoot
+from flox_node.cli.node import DEFAULT_ROOT, AsJson, HostRoot, read_text
 
 app = typer.Typer(help="Read and write the node's policy: hub, binary caches, time limits.", no_args_is_help=True)
 
@@ -20,17 +20,12 @@ def apply(
     as_json: AsJson = False,
 ) -> None:
     """Check a policy and put it into force. Pods that are created from then on follow it."""
-    from flox_node.errors import UsageError
     from flox_node.host import HostFiles
     from flox_node.state import policy
 
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error
     files = HostFiles(host_root)
     before = files.read_optional(policy.PATH)
-    data = policy.applied(text, before)
+    data = policy.applied(read_text(file), before)
     changed = data != before
     if changed:
         files.mkdir(policy.PATH.rpartition("/")[0])

@@ -41,7 +41,8 @@ class Settings:
     replaces a handler `flox` of somebody else's until the uninstall. A restart that is not confirmed within
     `deadline_s` seconds (None: the platform's) is undone; an install restarts containerd at most so often an hour.
     `nix_dir` is the folder that is mounted at /nix; None: what an earlier install mounted there, or /nix itself.
-    `repair` compares every byte of the payload with what is there.
+    `repair` compares every byte of the payload with what is there. `policy` is the text of a policy.toml to put into
+    force; None: the policy stays as it is.
     """
 
     socket: str | None = None
@@ -51,6 +52,7 @@ class Settings:
     restarts_per_hour: int = RESTARTS_PER_HOUR
     nix_dir: str | None = None
     repair: bool = False
+    policy: str | None = None
 
 
 def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
@@ -77,7 +79,7 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         *_nix(host, settings, found.unit),
         PlacePayload.of(payload, repair=settings.repair),
         SwitchPayload(payload.manifest.id, _programs(payload)),
-        WritePolicy(inner_runtime(host, found, running)),
+        WritePolicy(inner_runtime(host, found, running), settings.policy),
         *([ImportImage(socket)] if any(file.path == EMPTY_IMAGE for file in payload.manifest.files) else []),
         *(CreateDirectory(folder) for folder in WANTS),
         InstallUnits(found.unit),

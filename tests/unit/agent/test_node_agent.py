@@ -192,18 +192,13 @@ def test_wrong_settings_change_nothing_and_are_named(node: Node) -> None:
     assert "speed" in node.told.message
 
 
-def test_a_policy_is_put_into_force_before_anything_else(node: Node) -> None:
-    (node.settings / "policy.toml").write_text("[realise]\ntimeout_s = 20\n")
-    node.looks, node.runs = [WELL], [Ended(0, {"changed": True})]
-    node.agent.converge()
-    assert node.called[0][1:3] == ["policy", "apply"]
-
-
 def test_the_settings_become_the_words_of_the_command(node: Node) -> None:
     (node.settings / "settings.toml").write_text('platform = "k3s"\nadopt = true\nnix_dir = "/data"\ndeadline_s = 90\n')
+    (node.settings / "policy.toml").write_text("[realise]\ntimeout_s = 20\n")
     node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
     node.agent.converge()
     words = " ".join(node.called[0])
+    assert f"--policy {node.settings}/policy.toml" in words
     for said in ("--platform k3s", "--adopt", "--nix-dir /data", "--deadline 90", "--restarts-per-hour 6"):
         assert said in words
 
