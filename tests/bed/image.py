@@ -171,8 +171,9 @@ def _layers() -> Path:
 
 
 def _buildah(*arguments: str | Path) -> str:
+    # In a mount namespace of its own: what it mounts is gone with it, however it ends.
     folders = ["--root", _layers(), "--runroot", _layers().with_name("run")]
-    command = ["buildah", *folders, "--storage-driver=overlay", *arguments]
+    command = ["unshare", "--mount", "buildah", *folders, "--storage-driver=overlay", *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"buildah {' '.join(map(str, arguments))} failed:\n{done.stdout}{done.stderr}")

@@ -99,10 +99,14 @@ def test_it_runs_with_a_read_only_root(containerd: Callable[..., Containerd], re
 
         assert daemon.cri.exec(container, "flox-node", "--version").stdout == f"{__version__}\n"
 
+        entered = daemon.cri.exec(container, *built.config["config"]["Entrypoint"])
+        assert (entered.exit_code, json.loads(entered.stdout)["error"]) == (2, "usage"), "the agent, told nothing"
+
         touched = daemon.cri.exec(container, "python3", "-c", "open('/payload/touched', 'w')")
         assert "Read-only file system" in touched.stderr
 
-        told = daemon.cri.exec(container, "python3", "-v", "-c", "import flox_node.cli, prometheus_client, rich.table")
+        code = "import flox_node.agent.node, flox_node.agent.reporter, flox_node.cli, prometheus_client, rich.table"
+        told = daemon.cri.exec(container, "python3", "-v", "-c", code)
         assert told.exit_code == 0
         loaded = [line for line in told.stderr.splitlines() if line.startswith("# code object from ")]
         assert [line for line in loaded if not line.endswith(".pyc'")] == []
