@@ -24,7 +24,7 @@ from flox_node.agent.seen import Seen
 from flox_node.agent.serve import Health
 from flox_node.errors import UsageError
 from flox_node.host.files import HostFiles
-from flox_node.host.watch import Fingerprint, FolderWatch, fingerprint
+from flox_node.host.watch import FolderWatch, fingerprint
 from flox_node.kube import settings
 from flox_node.kube.names import Happening, Reason
 
@@ -70,7 +70,6 @@ class NodeAgent:
         self._files = HostFiles(host_root)
         self._own, self._other = own, other
         self._seen = Seen()
-        self._fingerprints: dict[str, Fingerprint] = {}
         self._failures = 0
         self._collected_at = -_COLLECT_EVERY_S
         self.counters = Counters()
@@ -97,8 +96,8 @@ class NodeAgent:
 
     def changed(self) -> bool:
         """Whether a fingerprint is another one than after the last look, and which paths that were."""
-        now = {path: fingerprint(self._files, path) for path in self._seen.paths}
-        different = [path for path, value in now.items() if value != self._fingerprints.get(path, value)]
+        seen = self._seen.paths.items()
+        different = [path for path, before in seen if list(fingerprint(self._files, path)) != before]
         if different:
             say(f"changed: {', '.join(different)}")
         return bool(different)
@@ -125,7 +124,7 @@ class NodeAgent:
         seen = self._seen
         if not seen.needed:
             return self._converged()
-        if seen.installed and not seen.upgrade:
+        if seen.installed and not seen.upgrade and not self.state.slot:  # with a slot it was counted before it waited
             self.counters.drifts += 1
         if seen.restart and not self._may_restart(seen):
             return _REVIEW_S  # the grant is noticed
@@ -165,7 +164,6 @@ class NodeAgent:
         if ended.code:
             return self._failed(ended)
         self._seen = Seen.from_json(ended.body)
-        self._fingerprints = {path: fingerprint(self._files, path) for path in self._seen.paths}
         if self._seen.error is not None:
             return self._failed(Ended(int(self._seen.error["exit_code"]), self._seen.error))
         return None
@@ -232,14 +230,15 @@ class NodeAgent:
     ) -> None:
         message = message if len(message) <= _MESSAGE_LIMIT else f"{message[: _MESSAGE_LIMIT - 3]}..."
         event = self.state.event
-        if happening is not None and (event is None or (event.reason, event.message) != (happening, message)):
-            event = Event(time.time_ns() // 1_000_000, happening, message)
-        live = self._seen.live
+        if happening is not None:
+            new = Event(time.time_ns() // 1_000_000, happening, message)
+            is_known = event is not None and (event.reason, event.message) == (happening, message)
+            event = event if is_known and new.is_warning else new  # each try fails in the same way: told once
         state = NodeState(
             phase=phase,
             reason=reason,
             message=message,
-            live=live,
+            live=self._seen.live,
             slot=slot,
             target=self._seen.payload,
             share=self.settings.share,

@@ -11,16 +11,21 @@ from flox_node.agent.seen import Seen
 from flox_node.containerd import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
+from flox_node.host.watch import fingerprint
 from flox_node.kube.settings import Settings
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, preview, runs, status, store, watched
+from flox_node.plan import NodeStatus, Outcome, preview, runs, status, store, watched
 from flox_node.plan import Settings as PlanSettings
 from flox_node.plan.planner import HANDLER
 
 
 def look(host: Host, payload: Payload, settings: Settings) -> Seen:
     """Compare the node with what an install of `payload` would make of it. Writes nothing."""
+    watch = watched.find(host)
+    # Before everything else: what changes while we look is noticed later.
+    fingerprints = {path: list(fingerprint(host.files, path)) for path in watch.paths}
     wanted = plan_settings(settings)
+    found: NodeStatus | None = None
     needed: list[runs.StepResult] = []
     error = None
     try:
@@ -28,8 +33,6 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
         needed = [step for step in preview(host, payload, wanted) if step.outcome is Outcome.NEEDED]
     except FloxNodeError as failure:
         error = failure.as_dict()
-        found = None
-    watch = watched.find(host)
     manifest = payload.manifest
     installed = bool(found and found.installed)
     return Seen(
@@ -51,7 +54,7 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
         drift=len(found.drift) if found else 0,
         error=error,
         folders=watch.folders,
-        paths=watch.paths,
+        paths=fingerprints,
         gauges=_gauges(host, wanted),
     )
 

@@ -97,7 +97,7 @@ class Reporter:
         if slot is None:
             return
         with self._given_back(slot, state.target):
-            installing = node.Wanted(False, Reason.INSTALLING, state.message)
+            installing = node.Wanted(state.live, Reason.INSTALLING, state.message)
             body = {"status": {"conditions": [node.condition_of(installing, _now())]}}
             with contextlib.suppress(ApiError):  # nice to know, and no reason not to go on
                 self._api.request("PATCH", f"{self._path}/status", body, content_type=STRATEGIC_PATCH)
@@ -166,7 +166,8 @@ class Reporter:
 
 def _wanted(state: NodeState, found: Object) -> node.Wanted:
     wanted = node.Wanted(
-        live=state.live and state.phase is Phase.CONVERGED,
+        live=state.live and state.phase not in (Phase.FAILED, Phase.REFUSED, Phase.UNINSTALLED),
+        down=bool(state.identity) and not state.live,
         reason=state.reason,
         message=state.message,
         gone=state.phase is Phase.UNINSTALLED,
@@ -175,7 +176,7 @@ def _wanted(state: NodeState, found: Object) -> node.Wanted:
     )
     if wanted.live and node.lacks_handler(found):
         text = "containerd serves the handler flox, but the kubelet does not report it."
-        return dataclasses.replace(wanted, live=False, reason=Reason.NOT_LIVE, message=text)
+        return dataclasses.replace(wanted, live=False, down=True, reason=Reason.NOT_LIVE, message=text)
     return wanted
 
 

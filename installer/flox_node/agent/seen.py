@@ -11,7 +11,8 @@ class Seen:
     """What one look found.
 
     `needed` are the keys of the actions that an install would carry out; `restart`: one of them may restart containerd.
-    `error` is why that cannot be told, as `FloxNodeError.as_dict`. `folders` and `paths` are the node's: what to watch.
+    `error` is why that cannot be told, as `FloxNodeError.as_dict`. `folders` and `paths` are the node's: what to watch,
+    and the fingerprints that the paths had before anything was looked at.
     """
 
     installed: bool = False
@@ -27,10 +28,10 @@ class Seen:
     drift: int = 0
     error: dict[str, Any] | None = None
     folders: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
+    paths: dict[str, list[int]] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Seen:
         """What `flox-node-agent look` printed."""
-        return cls(**{**body, **{name: tuple(body[name]) for name in ("needed", "folders", "paths")}})
+        return cls(**{**body, **{name: tuple(body[name]) for name in ("needed", "folders")}})

@@ -23,11 +23,16 @@ STARTUP_TAINT = "flox.dev/startup-taint"
 
 @dataclass(frozen=True)
 class Wanted:
-    """How a node stands. `live`: the handler is served, and the node may get Flox pods. `gone`: it was uninstalled."""
+    """How a node stands.
+
+    `live`: the handler is served, and nothing is wrong. `down`: the handler is known not to be served, so that no Flox
+    pod should come; a typing error in the settings, say, makes a node neither. `gone`: it was uninstalled.
+    """
 
     live: bool
     reason: Reason
     message: str
+    down: bool = False
     gone: bool = False
     platform: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +71,7 @@ def patch(node: Object, wanted: Wanted) -> list[Object]:
         if ours:
             new_annotations[STARTUP_TAINT] = "lifted"
         operations += _entry("labels", labels, ENABLED, "true")
-    elif labels.get(ENABLED) == "true" and STARTUP_TAINT in annotations:
+    elif wanted.down and labels.get(ENABLED) == "true" and STARTUP_TAINT in annotations:
         new_taints.append({"key": NOT_READY, "effect": "NoSchedule"})
     else:
         new_taints = old_taints

@@ -1,6 +1,7 @@
 """One pass of the loop on the node, with the commands that it runs answered by hand."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from flox_node.agent.children import Ended
 from flox_node.agent.exchange import Granted, NodeState, Phase
 from flox_node.agent.node import NodeAgent
 from flox_node.agent.seen import Seen
+from flox_node.host.files import HostFiles
+from flox_node.host.watch import fingerprint
 from flox_node.kube.names import Happening, Reason
 
 PLACE, REGISTER = "place-payload:new", "register-handler:/etc/containerd/config.toml"
@@ -237,7 +240,9 @@ def test_what_happened_is_not_told_again_by_a_container_that_was_restarted(node:
 def test_a_path_that_was_replaced_is_noticed(node: Node, tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/config.toml").write_text("a")
-    node.looks = [dataclasses.replace(WELL, paths=("/etc/config.toml", "/etc/gone"), folders=("/etc",))]
+    files = HostFiles(tmp_path)
+    paths = {path: list(fingerprint(files, path)) for path in ("/etc/config.toml", "/etc/gone")}
+    node.looks = [dataclasses.replace(WELL, paths=paths, folders=("/etc",))]
     node.agent.converge()
     assert not node.agent.changed()
     (tmp_path / "etc/new").write_text("b")
@@ -314,3 +319,27 @@ def test_a_store_that_is_nearly_full_starts_the_nodes_collection_at_most_once_an
     node.agent.collect_if_full()
     node.agent.collect_if_full()
     assert node.called == [["flox_node.agent", "collect", str(tmp_path)]]
+
+
+def test_a_repair_is_told_each_time_and_a_failure_that_repeats_itself_once(node: Node) -> None:
+    numbers = []
+    for _ in range(2):
+        node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
+        node.agent.converge()
+        assert node.told.event is not None
+        numbers.append(node.told.event.number)
+        time.sleep(0.002)
+    assert numbers[0] != numbers[1]
+    failed = []
+    for _ in range(2):
+        node.looks, node.runs = [UPGRADE], [failure("rolled-back", 4)]
+        node.agent.converge()
+        assert node.told.event is not None
+        failed.append(node.told.event.number)
+    assert failed[0] == failed[1]
+
+
+def test_a_node_with_wrong_settings_that_was_never_looked_at_says_so(node: Node) -> None:
+    (node.settings / "settings.toml").write_text("speed = 3")
+    node.agent.converge()
+    assert node.told.identity == ""

@@ -10,7 +10,7 @@ from flox_node.kube.names import CONDITION, ENABLED, NOT_READY, Reason
 
 NOW = "2026-01-02T03:04:05Z"
 LIVE = node.Wanted(True, Reason.INSTALLED, "live", platform="plain", versions={"shim": "1", "containerd": "2.1.9"})
-BROKEN = node.Wanted(False, Reason.ROLLED_BACK, "no")
+BROKEN = node.Wanted(False, Reason.ROLLED_BACK, "no", down=True)
 GONE = node.Wanted(False, Reason.UNINSTALLED, "", gone=True)
 OTHER_TAINT = {"key": "a", "value": "b", "effect": "NoExecute"}
 OURS = {"key": NOT_READY, "effect": "NoSchedule"}
@@ -81,6 +81,11 @@ def test_a_node_that_works_no_more_keeps_its_label_and_gets_the_taint_back_that_
     assert after["spec"]["taints"] == [OTHER_TAINT, OURS]
     assert node.patch(after, BROKEN) == []
     assert applied(after, LIVE)["spec"]["taints"] == [OTHER_TAINT]
+
+
+def test_a_node_that_serves_the_handler_is_not_tainted_whatever_else_is_wrong() -> None:
+    worked = applied(a_node(taints=[OURS]), LIVE)
+    assert node.patch(worked, node.Wanted(False, Reason.INVALID_SETTINGS, "speed is not known")) == []
 
 
 def test_a_node_that_had_no_startup_taint_gets_none() -> None:
