@@ -19,8 +19,9 @@ import (
 )
 
 const (
-	maxSize  = 1 << 20
-	snapshot = "flox-environ" // in the bundle, which only root can enter and which ends with the container
+	maxSize    = 1 << 20
+	numThreads = 17             // among the fields of a process' stat that follow its name, see proc(5)
+	snapshot   = "flox-environ" // in the bundle, which only root can enter and which ends with the container
 )
 
 var (
@@ -71,8 +72,14 @@ func Runs(bundle string) bool {
 	}
 	stat, err := readFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	// `pid (name) state ...`, and the name is the process' own choice.
-	_, state, found := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
-	return err == nil && found && !strings.HasPrefix(state, "Z") && !strings.HasPrefix(state, "X")
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if err != nil || len(fields) <= numThreads {
+		return false
+	}
+	// The state is the first thread's. It ends before the others do, and when another one executes a program.
+	ended := fields[0][0] == 'Z' || fields[0][0] == 'X'
+	threads, _ := strconv.Atoi(string(fields[numThreads]))
+	return !ended || threads > 1
 }
 
 func readPid(path string) (int, error) {
