@@ -9,7 +9,6 @@ no bookkeeping: they are made in private mount namespaces and fall with the scop
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bed import cache
+from tests.bed.processes import has_ended
 
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "flox-bed-"
@@ -157,7 +157,7 @@ def _insist(cgroup: str) -> None:
 
 
 def _kill(name: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while pids := _processes(name):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -174,14 +174,7 @@ def _processes(name: str) -> set[int]:
         for path, _, _ in os.walk(cgroup):
             with contextlib.suppress(OSError):
                 pids.update(int(line) for line in (Path(path) / "cgroup.procs").read_text().split())
-    return {pid for pid in pids if not _is_zombie(pid)}
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return bool(re.search(r"^State:\s+[ZX]", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE))
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    return {pid for pid in pids if not has_ended(pid)}
 
 
 def _cgroups(name: str) -> list[Path]:

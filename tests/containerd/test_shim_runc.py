@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.bed import golang, releases
+from tests.bed.processes import wait_ended
 
 ROOT = Path(__file__).parents[2]
 CGROUP = "flox-shim-test"
@@ -131,6 +132,10 @@ class Container:
         message: str = [line for line in lines if line["level"] == "error"][-1]["msg"]
         return message
 
+    @property
+    def pid(self) -> int:
+        return int((self.bundle / "init.pid").read_text())
+
     def call(self, *arguments: str, **options: Any) -> int:
         glob = ["--root", str(self.node.root), "--log", str(self.bundle / "log.json"), "--log-format=json"]
         with (self.bundle / "output").open("ab") as output, (self.bundle / "stderr").open("ab") as stderr:
@@ -153,16 +158,17 @@ class Container:
 
     def wait(self) -> str:
         """The output, once the first process has ended."""
-        pid = (self.bundle / "init.pid").read_text()
-        for _ in range(500):
-            try:
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
-                    break
-            except (FileNotFoundError, ProcessLookupError):
-                break
-            time.sleep(0.02)
+        assert wait_ended(self.pid, 60), "the first process does not end"
         print((self.bundle / "stderr").read_text())  # pytest shows it with a failure
         return self.output
+
+    def enter(self) -> Container:
+        """Wait until the hook has run and the command is the first process."""
+        until = time.monotonic() + 60
+        while b"\0FLOX_ENV=" not in b"\0" + Path(f"/proc/{self.pid}/environ").read_bytes():
+            assert time.monotonic() < until, "the first process does not enter the environment"
+            time.sleep(0.01)
+        return self
 
     def exec(self, *args: str, env: list[str] | None = None) -> tuple[int, str, dict[str, Any]]:
         """Execute a command as containerd does: with the environment of the configuration that *it* knows."""
@@ -319,7 +325,7 @@ def test_an_unprivileged_user_on_a_read_only_root_has_home_cache_and_environment
 
 
 def test_an_executed_command_has_the_environment_of_the_first_process(node: Node) -> None:
-    container = node.pod("sleep", "600").run()
+    container = node.pod("sleep", "600").run().enter()
     command = 'echo "$FLOX_ENV_DESCRIPTION|$GREETING|$HOOKED|$FLOX_ENV_CACHE|$EXPLICIT"'
     status, output, _ = container.exec("sh", "-c", command, env=["EXPLICIT=1"])
     assert (status, output) == (0, "demo/hello|good morning|yes|/run/flox-node/cache|1\n")
@@ -338,11 +344,15 @@ def test_an_exec_of_a_listed_container_stays_outside_the_environment(node: Node)
 
 
 def test_a_probe_while_the_hook_still_runs_is_answered_within_a_second(node: Node) -> None:
-    container = node.pod("sleep", "600", env=["PATH=/bin", "HOOK_SECONDS=20"]).run()
-    began = time.monotonic()
-    status, output, _ = container.exec("hello", "early")
-    assert time.monotonic() - began < 1.0
-    assert (status, f"hello from {ENVIRONMENT}: early" in output) == (0, True)
+    container = node.pod("sleep", "600", env=["PATH=/bin", "HOOK_SECONDS=600"]).run()
+
+    def took() -> float:
+        began = time.monotonic()
+        status, output, _ = container.exec("hello", "early")
+        assert (status, f"hello from {ENVIRONMENT}: early" in output) == (0, True)
+        return time.monotonic() - began
+
+    assert any(took() < 1.0 for _ in range(5)), "a busy machine may need more than one attempt"
 
 
 def test_a_listed_container_is_left_as_it_is(node: Node) -> None:
@@ -440,24 +450,18 @@ def test_an_answer_that_cannot_be_right_is_refused_and_leaves_nothing(node: Node
 
 
 def test_a_slow_environment_ends_at_the_deadline_with_its_whole_process_group(node: Node) -> None:
-    node.policy(inner_runtime=str(releases.runc()), realise={"timeout_s": 0.5})
+    node.policy(inner_runtime=str(releases.runc()), realise={"timeout_s": 1})
     node.answer(f"trap '' TERM; sleep 600 & echo $! >{node.dir}/sleeper; while :; do wait; done\n")
     sandbox = node.sandbox(environment="demo/hello:2")
     began = time.monotonic()
     assert sandbox.create() == 1
-    assert time.monotonic() - began < 5
-    assert "environment demo/hello, generation 2, was not ready within" in sandbox.error
+    assert time.monotonic() - began < 15, "and not when the sleeper ends"
+    assert "environment demo/hello, generation 2, was not ready within 1s" in sandbox.error
     assert "timeout" in sandbox.error
     sleeper = int(node.path("/sleeper").read_text())
-    for _ in range(50):
-        try:
-            if Path(f"/proc/{sleeper}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return
-        except FileNotFoundError:
-            return
-        time.sleep(0.02)
-    os.kill(sleeper, signal.SIGKILL)
-    pytest.fail("a process of the Python side outlived the deadline")
+    if not wait_ended(sleeper, 15):
+        os.kill(sleeper, signal.SIGKILL)
+        pytest.fail("a process of the Python side outlived the deadline")
 
 
 def test_a_sandbox_holds_its_environment_from_create_to_delete(node: Node) -> None:
