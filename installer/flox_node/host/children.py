@@ -134,10 +134,13 @@ def _read_until_end(pid: int, pipes: selectors.BaseSelector, timeout: float) -> 
 
 
 def _drain(pipes: selectors.BaseSelector) -> None:
-    # Both pipes end at once, unless a descendant that left the group holds them: nobody waits for that one.
+    # Both pipes end at once, unless a descendant that left the group holds them: nobody waits for that one. What is in
+    # them (at most a chunk each) is read however late a busy machine lets us come to it.
     until = time.monotonic() + _TICK_S
-    while pipes.get_map() and time.monotonic() < until:
+    while pipes.get_map():
         _pump(pipes, _TICK_S)
+        if time.monotonic() > until:
+            break
 
 
 def _pump(pipes: selectors.BaseSelector, wait: float) -> None:
