@@ -29,7 +29,7 @@ class NodeBox(Machine):
         self.write("etc/machine-id", f"{uuid.uuid4().hex}\n")
         self.write("etc/hostname", "node\n")
 
-    def boot(self, timeout: float = 30) -> Self:
+    def boot(self, timeout: float = 90) -> Self:
         """Switch the node on, wait until its units have settled and, the first time, load the standard images."""
         started = time.monotonic()
         nspawn = self._power_on("--boot")

@@ -34,7 +34,7 @@ class Containerd(Machine):
         super().__init__("containerd", release, config)
         self.start_seconds = 0.0
 
-    def start(self, timeout: float = 20) -> Self:
+    def start(self, timeout: float = 60) -> Self:
         """Start the daemon and wait for it to answer; RuntimeError with its log if it does not.
 
         A daemon whose CRI plugin does not load counts as started: ask `has_cri`.

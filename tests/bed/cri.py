@@ -71,7 +71,7 @@ class CriClient:
         """Close the connection."""
         self._channel.close()
 
-    def wait_ready(self, timeout: float = 20) -> None:
+    def wait_ready(self, timeout: float = 60) -> None:
         """Wait up to `timeout` seconds until the CRI answers."""
         deadline = time.monotonic() + timeout
         while True:
@@ -206,7 +206,7 @@ class CriClient:
         """The pid of the container's first process, as the node's own PID namespace counts."""
         return int(json.loads(self._status_of(container).info["info"])["pid"])
 
-    def wait_exited(self, container: str, timeout: float = 20) -> Any:
+    def wait_exited(self, container: str, timeout: float = 60) -> Any:
         """Wait up to `timeout` seconds for the container to end; its status."""
         deadline = time.monotonic() + timeout
         while (status := self.container_status(container)).state != _messages.CONTAINER_EXITED:

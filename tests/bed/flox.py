@@ -91,7 +91,7 @@ def run_flox_container(
     return box.cri.run_container(sandbox, command, image=EMPTY_IMAGE, name=name, env=env)
 
 
-def _wait_for(box: NodeBox, url: str, timeout: float = 10) -> None:
+def _wait_for(box: NodeBox, url: str, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     fetch = [sys.executable, "-c", f"import urllib.request; urllib.request.urlopen({url!r}, timeout=2)"]
     while True:

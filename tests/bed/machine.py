@@ -176,7 +176,7 @@ class Machine(ABC):
         for archive in archives:
             self.ctr("images", "import", archive)
         wanted = {name for archive in archives for name in images.names(archive)}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while missing := wanted - set(self.cri.images()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The CRI does not know {', '.join(sorted(missing))}.")

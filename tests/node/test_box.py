@@ -18,7 +18,7 @@ KUBELET = ["/usr/bin/kubelet", "--container-runtime-endpoint=unix:///run/contain
 def test_a_box_boots_to_a_working_node_without_failed_units(box: NodeBox) -> None:
     assert box.run("systemctl is-system-running").stdout == "running\n"
     assert box.cri.version().startswith(box.containerd)
-    assert box.boot_seconds < 5  # measured 0.4 s; a busy machine takes longer
+    assert box.boot_seconds < 20  # measured 0.4 s; a busy machine takes longer
 
 
 def test_a_pod_of_runc_runs_its_command_and_answers_exec(box: NodeBox) -> None:

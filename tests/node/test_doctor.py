@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -230,7 +229,7 @@ def test_a_bundle_holds_none_of_the_secrets_of_its_node(node_box: Callable[..., 
     for text in said:
         box.run(["systemd-run", "--wait", "--quiet", "--unit=flox-node-planted", "/bin/echo", text], check=False)
     box.write("/etc/systemd/system/flox-node-planted.service", "[Service]\nExecStart=/bin/true\n")
-    time.sleep(0.2)
+    box.run("journalctl --sync")
     bundle = tmp_path / "support.tar.gz"
     flox.flox_node(box, "collect", "-o", bundle)
     assert os.stat(bundle).st_mode & 0o777 == 0o600

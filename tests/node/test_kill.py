@@ -79,7 +79,8 @@ def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(rele
                 assert "flox" not in box.cri.handlers()
                 assert box.cri.container_pid(container) == pid
         assert at > 15, "an install has more journal entries than that"
-        assert watch.longest_gap < 5, "containerd answers all along, but for the moment of its restart"
+        # A busy machine takes seconds for a restart; a node that waits for its timer would take a minute.
+        assert watch.longest_gap < 20, "containerd answers all along, but for the moment of its restart"
         flox.flox_node(box, "uninstall", "--purge")
         assert tree(box) == before
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +67,6 @@ def test_what_a_pod_has_is_not_collected_and_what_nobody_uses_is(node: NodeBox, 
     store = set(os.listdir(node.root / "nix/store"))
     assert any(name.endswith("-hello-2.10") for name in store) or any("-hello-" in name for name in store)
     node.cri.remove_sandbox(pod)
-    time.sleep(0.1)
     told = json.loads(node.run(gc).stdout)
     assert told["environments"] == ["demo/hello"]
     assert "freed" in told["nix"]

@@ -70,7 +70,7 @@ def test_a_hub_that_hangs_costs_no_more_than_the_deadline(hub: Hub, data: HubDat
     started = time.monotonic()
     with pytest.raises((NetworkError, DeadlineError)):
         tip(hub.git_url, seconds=0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10, "and not when the hub ends the connection"
 
 
 def test_a_closed_port_is_the_networks_fault() -> None:
@@ -140,9 +140,10 @@ def test_an_endless_answer_is_cut_off() -> None:
 
 
 def test_one_byte_at_a_time_does_not_outlast_the_deadline() -> None:
-    pieces = [_HEAD + b"\r\n", *(bytes([byte]) for byte in _SERVICE * 2)]
+    branches = b"".join(b"003e" + b"a" * 40 + b" refs/heads/other\n" for _ in range(10))
+    pieces = [_HEAD + b"\r\n", *(bytes([byte]) for byte in _SERVICE + branches)]  # for half a minute
     with raw(pieces, pause=0.05) as url:
         started = time.monotonic()
         with pytest.raises(FloxNodeError):
             tip(url, seconds=0.4)
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 10
