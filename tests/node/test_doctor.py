@@ -347,3 +347,5 @@ def test_where_selinux_is_on_what_is_created_carries_the_types_that_its_users_ne
     }  # fmt: skip
     os.setxattr(box.root / "nix", "security.selinux", b"system_u:object_r:default_t:s0\0")
     assert "/nix has the type default_t instead of usr_t" in _checks(box)["selinux"]["cause"]
+    flox.flox_node(box, "install", "--payload", payload.folder(), "--repair")
+    assert _checks(box)["selinux"]["state"] == "ok"
