@@ -17,6 +17,13 @@ from tests.bed.config import node_config
 from tests.node.tree import tree
 
 CONFIG = "/etc/containerd/config.toml"
+OTHER = """\
+version = 3
+root = "/run/other"
+state = "/run/other-state"
+[grpc]
+  address = "/run/other/containerd.sock"
+"""
 SECRETS = {
     "a personal token": "flox_pat_Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5",
     "a JWT": "eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.eyJzdWIiOiJwb2QifQ.c2lnbmF0dXJlLW9mLWl0",
@@ -113,6 +120,13 @@ def test_a_node_that_is_well_has_no_finding_and_is_left_as_it_was(node: NodeBox)
             "foreign-handler",
             "warning",
             "containerd-shim-flox-v2",
+        ),
+        (
+            f"printf '{OTHER}' > /run/other.toml; systemd-run --quiet --unit=other containerd --config /run/other.toml",
+            "systemctl stop other; rm -r /run/other*",
+            "nri-socket",
+            "problem",
+            "/run/other.toml) listen on /run/nri/nri.sock",
         ),
         ("mv /nix /nix.away; ln -s nix.away /nix", "rm /nix; mv /nix.away /nix", "nix-folder", "problem", "nix.away"),
         (
