@@ -123,7 +123,7 @@ def _cri(plugin: str, *, extra: str = "") -> str:
 def _other_containerd() -> str:
     """The configuration of a second containerd on the node, which no kubelet uses.
 
-    Without NRI: both would listen on its one socket, and the one that starts last would have no CRI.
+    Without NRI: both would listen on its one socket, and when both start at once one of them fails with its CRI.
     """
     return f'version = 2\n\n{_cri(_V2)}\n[plugins."io.containerd.nri.v1.nri"]\n  disable = true\n'
 

@@ -26,7 +26,7 @@ def _traces(box: NodeBox) -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.timeout(60 + CYCLES * 40)
+@pytest.mark.timeout(300 + CYCLES * 120)
 @pytest.mark.parametrize("release", ("1.7", "2.1") if FULL else ("2.1",))
 def test_cycles_of_install_and_purge_leave_the_node_as_it_was(release: str) -> None:
     with NodeBox(release) as box:

@@ -17,6 +17,13 @@ from tests.bed.config import node_config
 from tests.node.tree import tree
 
 CONFIG = "/etc/containerd/config.toml"
+OTHER = """\
+version = 3
+root = "/run/other"
+state = "/run/other-state"
+[grpc]
+  address = "/run/other/containerd.sock"
+"""
 SECRETS = {
     "a personal token": "flox_pat_Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5",
     "a JWT": "eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.eyJzdWIiOiJwb2QifQ.c2lnbmF0dXJlLW9mLWl0",
@@ -113,6 +120,13 @@ def test_a_node_that_is_well_has_no_finding_and_is_left_as_it_was(node: NodeBox)
             "foreign-handler",
             "warning",
             "containerd-shim-flox-v2",
+        ),
+        (
+            f"printf '{OTHER}' > /run/other.toml; systemd-run --quiet --unit=other containerd --config /run/other.toml",
+            "systemctl stop other; rm -r /run/other*",
+            "nri-socket",
+            "problem",
+            "/run/other.toml) listen on /run/nri/nri.sock",
         ),
         ("mv /nix /nix.away; ln -s nix.away /nix", "rm /nix; mv /nix.away /nix", "nix-folder", "problem", "nix.away"),
         (
@@ -347,3 +361,5 @@ def test_where_selinux_is_on_what_is_created_carries_the_types_that_its_users_ne
     }  # fmt: skip
     os.setxattr(box.root / "nix", "security.selinux", b"system_u:object_r:default_t:s0\0")
     assert "/nix has the type default_t instead of usr_t" in _checks(box)["selinux"]["cause"]
+    flox.flox_node(box, "install", "--payload", payload.folder(), "--repair")
+    assert _checks(box)["selinux"]["state"] == "ok"

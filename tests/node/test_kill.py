@@ -57,7 +57,7 @@ class CriWatch:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(release: str) -> None:
     with NodeBox(release) as box:
         before = tree(box)
@@ -86,7 +86,7 @@ def test_a_killed_install_is_finished_by_the_next_or_undone_by_an_uninstall(rele
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_killed_uninstall_is_finished_by_the_next(release: str) -> None:
     with NodeBox(release) as box:
         before = tree(box)

@@ -214,7 +214,7 @@ class FakeSystemd:
             fails.touch()
         environment = {"PATH": f"{self._systemctl.parent}:{os.environ['PATH']}"}
         subprocess.run([shell, f"{root}{script}", mode, root], env=environment, check=False, capture_output=True)
-        if not fails.exists():
+        if mode == "now" and not fails.exists():
             self.restart("containerd.service", timeout=1)
             self.active["kubelet.service"] = True
 

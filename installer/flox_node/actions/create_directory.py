@@ -49,13 +49,13 @@ class CreateDirectory:
     def capture(self, host: Host) -> Before | None:
         """See Action."""
         is_ours = self.path == PREFIX or self.path.startswith(f"{PREFIX}/")  # by name, whatever became of the receipt
-        made_by_us = is_ours or not host.files.is_dir(self.path) or host.files.lexists(self._mark)
+        made_by_us = is_ours or not host.files.is_dir(self.path) or was_made(host, self.path)
         return {"created": True} if made_by_us else None
 
     def execute(self, host: Host, progress: Progress) -> None:
         """See Action."""
         if host.files.mkdir(self.path, self.mode) and self.keep:
-            host.files.write_atomic(self._mark, b"")
+            host.files.write_atomic(_mark(self.path), b"")
 
     def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
         """Remove the folder, but only if we made it."""
@@ -71,6 +71,11 @@ class CreateDirectory:
             host.files.remove(self.path)
         return None
 
-    @property
-    def _mark(self) -> str:
-        return f"{self.path}/.created-by-flox-node"
+
+def was_made(host: Host, path: str) -> bool:
+    """Whether a folder that outlives an uninstall is one that we made."""
+    return host.files.lexists(_mark(path))
+
+
+def _mark(path: str) -> str:
+    return f"{path}/.created-by-flox-node"

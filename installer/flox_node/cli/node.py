@@ -115,7 +115,7 @@ def install(
     nix_dir: NixDir = None,
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="Compare every byte of the payload with what is there; replace what differs."),
+        typer.Option("--repair", help="Compare every byte and SELinux type of ours; put right what differs."),
     ] = False,
     policy: PolicyFile = None,
     as_json: AsJson = False,

@@ -144,7 +144,9 @@ def _go_back(
     try:
         _take_back(host, change, fallback.folders)
         restart.require_former(before, restart.restart(host, found, fallback.active_units, _GRACE_S))
-        if not commit.confirm(host):
+        if commit.confirm(host):
+            commit.sweep(host)
+        else:
             commit.wait_until_undone(host, _GRACE_S)
     except (FloxNodeError, OSError):
         _wait_for_the_slow_way(host, found, before, change, cause)

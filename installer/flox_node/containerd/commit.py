@@ -112,6 +112,16 @@ def settle(host: Host) -> bool:
     return True
 
 
+def sweep(host: Host) -> None:
+    """Have systemd end the questions for a handler's features that outlive the containerd that asked them.
+
+    It is systemd's work because a pod sees no process of the node that it could kill. The slow way back does it, too.
+    """
+    argv = ["/bin/sh", SCRIPT, "sweep"]
+    with contextlib.suppress(FloxNodeError):  # containerd is well without it
+        host.systemd.run_later(_DEADLINE, 0.0, argv, "End what hangs of a containerd that was replaced")
+
+
 def wait_until_undone(host: Host, patience_s: float) -> None:
     """Wait for the timer's service to put everything back.
 

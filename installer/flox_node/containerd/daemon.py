@@ -132,7 +132,7 @@ def find(host: Host, socket: str = DEFAULT_SOCKET, *, patience_s: float = 10.0) 
             f"No process listens on {socket}.",
             remedy="Start containerd first (`systemctl start containerd`), or name its socket with --socket.",
         )
-    exe = _containerd(host, process)
+    exe = program_of(host, process)
     if exe is None:
         raise RefusedError(
             f"{socket} is served by {process.exe}, which is not containerd.",
@@ -158,7 +158,7 @@ def cri(host: Host, socket: str) -> CriClient:
     return CriClient(host.files.real(socket))
 
 
-def _containerd(host: Host, process: RunningProcess) -> str | None:
+def program_of(host: Host, process: RunningProcess) -> str | None:
     """The path of the containerd that the process runs; None where it is none."""
     if posixpath.basename(process.exe) == "containerd":
         return process.exe

@@ -56,25 +56,36 @@ def type_of(path: str) -> str | None:
 def label(root: Path, path: str, real: Path | int) -> None:
     """Label one file of ours at the node's `path` (open or by its real path), if the node has SELinux."""
     kind = type_of(path)
-    if kind is None or mode(root) is Mode.ABSENT:
-        return
+    if kind is not None and mode(root) is not Mode.ABSENT:
+        _set_type(real, kind)
+
+
+def label_tree(root: Path, path: str) -> int:
+    """Label what is ours at the node's `path`, with all in it; how many things there had another type."""
+    if mode(root) is Mode.ABSENT:
+        return 0
+    real = root / path.lstrip("/")
+    inside = (Path(folder, name) for folder, folders, files in os.walk(real) for name in (*folders, *files))
+    return sum(_correct(root, here) for here in (real, *inside))
+
+
+def _correct(root: Path, real: Path) -> bool:
+    kind = type_of(f"/{real.relative_to(root)}")
+    if kind is None or type_at(real) == kind:
+        return False
+    try:
+        _set_type(real, kind)
+    except FileNotFoundError:  # a pod's, which has gone with it
+        return False
+    return True
+
+
+def _set_type(real: Path | int, kind: str) -> None:
     value = f"system_u:object_r:{kind}:s0\0".encode()
     if isinstance(real, int):
         os.setxattr(real, ATTRIBUTE, value)
     else:
         os.setxattr(real, ATTRIBUTE, value, follow_symlinks=False)
-
-
-def label_tree(root: Path, path: str) -> None:
-    """Label a folder of ours with all in it."""
-    if mode(root) is Mode.ABSENT:
-        return
-    real = root / path.lstrip("/")
-    label(root, path, real)
-    for folder, folders, files in os.walk(real):
-        for name in (*folders, *files):
-            here = Path(folder, name)
-            label(root, f"/{here.relative_to(root)}", here)
 
 
 def type_at(real: Path) -> str | None:

@@ -15,6 +15,7 @@ from flox_node.errors import InUseError
 from flox_node.host import Host
 from flox_node.host.lock import exclusive
 from flox_node.payload import Payload
+from flox_node.plan import labels
 from flox_node.plan.planner import HANDLER, Settings, plan_install
 from flox_node.state.ledger import STATE_DIR, Ledger, Receipt, Record
 
@@ -77,6 +78,8 @@ def install(host: Host, payload: Payload, settings: Settings, report: Report) ->
         results = [carry_out(host, ledger, action, report) for action in actions]
         if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
             ledger.conclude(_receipt(host, payload, ledger))
+        if settings.repair:
+            results.append(_relabel(host, payload, report))
         return results
 
 
@@ -131,6 +134,16 @@ def carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> Ste
         reason = (missing or Missing("it was there, but not recorded")).reason
         seconds = round(time.monotonic() - started, 3)
         result = StepResult(action.key, action.describe(), Outcome.DONE, reason, seconds=seconds, steps=tuple(steps))
+    report(result)
+    return result
+
+
+def _relabel(host: Host, payload: Payload, report: Report) -> StepResult:
+    started = time.monotonic()
+    wrong = labels.restore(host, payload.manifest)
+    outcome, reason = (Outcome.DONE, f"{wrong} files had another type") if wrong else (Outcome.ALREADY, "")
+    seconds = round(time.monotonic() - started, 3)
+    result = StepResult("labels", "set the SELinux types of what is ours", outcome, reason, seconds=seconds)
     report(result)
     return result
 

@@ -86,6 +86,22 @@ def test_labels_are_set_where_selinux_is_on_and_only_on_what_is_new(tmp_path: Pa
     assert selinux.type_at(tmp_path / "etc/flox-node/policy.json") == "theirs_t"
 
 
+def test_a_tree_of_ours_is_labelled_where_it_is_not_yet_and_what_is_nobodys_is_left(tmp_path: Path) -> None:
+    (tmp_path / "nix/store/a-b").mkdir(parents=True)
+    (tmp_path / "nix/store/a-b/file").touch()
+    (tmp_path / "nix/store/a-b/link").symlink_to("/etc/passwd")
+    assert selinux.label_tree(tmp_path, "/nix/store/a-b") == 0, "no SELinux"
+    (tmp_path / "sys/fs/selinux").mkdir(parents=True)
+    (tmp_path / "sys/fs/selinux/enforce").write_text("1")
+    assert selinux.label_tree(tmp_path, "/nix/store/a-b") == 3
+    assert selinux.label_tree(tmp_path, "/nix/store/a-b") == 0
+    os.setxattr(tmp_path / "nix/store/a-b/file", selinux.ATTRIBUTE, b"system_u:object_r:default_t:s0\0")
+    assert selinux.label_tree(tmp_path, "/nix/store/a-b") == 1
+    assert selinux.type_at(tmp_path / "nix/store/a-b/file") == "usr_t"
+    assert selinux.type_at(tmp_path / "nix/store") is None
+    assert selinux.label_tree(tmp_path, "/nix/store/gone") == 0
+
+
 def test_a_folder_is_tried_by_a_real_write_and_nothing_of_it_stays(tmp_path: Path) -> None:
     host = Host.at(tmp_path)
     (tmp_path / "opt").mkdir()

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from flox_node.containerd.cri import Container, Sandbox
+from flox_node.containerd.effective import MapReader, load
+from flox_node.containerd.version import ContainerdVersion
 from flox_node.host import RunningProcess
 from flox_node.host.probes import FolderProbe, Space
 from flox_node.host.selinux import Mode
 from flox_node.plan import Settings
-from flox_node.plan.doctor import CHECKS, Result, State, daemon, examine, installation, machine, pods
+from flox_node.plan.doctor import CHECKS, Result, State, daemon, examine, installation, machine, nri, pods
 from flox_node.plan.doctor.check import Verdict
 from tests.unit.fake_node import FakeNode
 
@@ -69,6 +71,12 @@ def test_every_check_named_beside_a_symptom_exists() -> None:
         (daemon.decide_devices((True, {"enableCDI": False})), State.WARNING, "enable_cdi is off"),
         (daemon.decide_devices((True, {"enableCDI": True})), State.OK, ""),
         (daemon.decide_devices((False, {})), State.OK, ""),
+        (nri.decide([nri.Listener("one", "/a"), nri.Listener("other", "/b")]), State.OK, "/a, /b"),
+        (
+            nri.decide([nri.Listener("one", "/a"), nri.Listener("other", "/a")]),
+            State.PROBLEM,
+            "one and other listen on /a",
+        ),
         (installation.decide_receipt(installation.ReceiptFacts("", True, False, False, True)), State.OK, "installed"),
         (installation.decide_receipt(installation.ReceiptFacts("", True, True, False, True)), State.PROBLEM, "killed"),
         (
@@ -167,6 +175,29 @@ def test_only_a_sandbox_from_before_the_restart_in_which_nothing_has_ended_is_st
     assert verdict.state is State.PROBLEM
     assert "default/old" in verdict.cause
     assert all(f"default/{name}" not in verdict.cause for name in ("ended", "fresh", "ready"))
+
+
+_NRI = '[plugins."io.containerd.nri.v1.nri"]\n'
+
+
+@pytest.mark.parametrize(
+    ("version", "text", "socket"),
+    [
+        ("2.1.4", "version = 3", "/run/nri/nri.sock"),
+        ("2.1.4", f"version = 2\n{_NRI}disable = false", "/run/nri/nri.sock"),
+        ("2.1.4", f"version = 3\n{_NRI}disable = true", None),
+        ("2.1.4", f"version = 3\n{_NRI}disable_connections = true", None),
+        ("2.1.4", f'version = 3\n{_NRI}socket_path = "/var/run/mine.sock"', "/run/mine.sock"),
+        ("2.1.4", 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]', None),
+        ("2.1.4", 'disabled_plugins = ["cri"]', None),  # Docker's
+        ("1.7.24", "version = 2", None),
+        ("1.7.24", f"version = 2\n{_NRI}disable = false", "/run/nri/nri.sock"),
+        ("1.6.20", f"version = 2\n{_NRI}disable = false", None),
+    ],
+)
+def test_where_a_containerd_listens_for_plugins_of_nri(version: str, text: str, socket: str | None) -> None:
+    effective = load("/c.toml", MapReader({"/c.toml": text.encode()}), ContainerdVersion.parse(version))
+    assert nri.socket_of(effective) == socket
 
 
 def _by_id(node: FakeNode) -> dict[str, Result]:

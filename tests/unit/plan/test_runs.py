@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from flox_node.containerd import change
 from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, RolledBackError
-from flox_node.host import HostFiles
+from flox_node.host import HostFiles, selinux
 from flox_node.host.lock import exclusive
 from flox_node.payload import Payload
 from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
@@ -244,6 +245,36 @@ def test_a_repair_captures_what_the_other_tool_wrote(node: FakeNode, payload: Pa
     assert not status(node.host, SETTINGS).drift
     uninstall(node.host, SETTINGS, _ignore)
     assert node.config.read_text() == theirs
+
+
+@pytest.mark.parametrize("found", [False, True], ids=["a-store-of-ours", "a-store-that-was-there"])
+def test_a_repair_labels_what_is_ours_anew_and_nothing_else(node: FakeNode, payload: Payload, found: bool) -> None:
+    theirs = node.root / "nix/store/theirs"
+    if found:
+        theirs.mkdir(parents=True)
+    (node.root / "sys/fs/selinux").mkdir(parents=True)
+    (node.root / "sys/fs/selinux/enforce").write_text("1")
+    install(node.host, payload, SETTINGS, _ignore)
+    theirs.mkdir(exist_ok=True)
+    right = {
+        node.root / "opt/flox-node/current/bin/flox-runtime": "bin_t",
+        node.root / payload.manifest.store_paths[0].path.lstrip("/"): "usr_t",
+        node.root / "etc/systemd/system/flox-node-boot.service": "systemd_unit_file_t",
+        node.root / "etc/flox-node/policy.json": "etc_t",
+    }
+    wrong = dict.fromkeys((*right, theirs, node.config), "default_t")
+    for path in wrong:
+        os.setxattr(path, selinux.ATTRIBUTE, b"system_u:object_r:default_t:s0\0")
+    install(node.host, payload, SETTINGS, _ignore)
+    assert {path: selinux.type_at(path) for path in wrong} == wrong
+    repair = Settings(repair=True)
+    assert [step.key for step in install(node.host, payload, repair, _ignore) if step.outcome is Outcome.DONE] == [
+        "labels"
+    ]
+    assert {path: selinux.type_at(path) for path in right} == right
+    assert selinux.type_at(node.config) == "default_t"
+    assert selinux.type_at(theirs) == ("default_t" if found else "usr_t")
+    assert {step.outcome for step in install(node.host, payload, repair, _ignore)} == {Outcome.ALREADY}
 
 
 def test_a_foreign_handler_is_refused_and_an_adopted_one_comes_back_with_the_uninstall(

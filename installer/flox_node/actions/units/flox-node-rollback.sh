@@ -2,6 +2,7 @@
 #
 #   sh flox-node-rollback.sh boot    by flox-node-rollback.service, before containerd: a power cut came in between
 #   sh flox-node-rollback.sh now     by flox-node-deadline.service: the time is up, and the command was killed or hangs
+#   sh flox-node-rollback.sh sweep   by flox-node-deadline.service: the command did it itself, but for what hangs
 #
 # /var/lib/flox-node/armed is written, with the old bytes beside it, before anything is changed. Confirming renames it;
 # so does this script; only one of them can. What was begun is named `firing`, and is begun again after a power cut.
@@ -11,11 +12,35 @@ set -u
 umask 022
 mode=$1
 root=${2-}
+tab=$(printf '\t')
+
+end_tree() { # process
+    children=$(grep -l "^PPid:$tab$1\$" "$root"/proc/[0-9]*/status 2>/dev/null)
+    kill -9 "$1" 2>/dev/null
+    for child in $children; do
+        child=${child%/status}
+        end_tree "${child##*/}"
+    done
+}
+
+# `containerd-shim-runc-v2 -info` asks a handler's program for its features and waits for it for ever. KillMode=process
+# spares it when its containerd goes, as it spares pods; then PID 1 is its parent, and nobody reads its answer.
+end_unheard_questions() {
+    for status in $(grep -l "^Name:${tab}containerd-shim" "$root"/proc/[0-9]*/status 2>/dev/null); do
+        shim=${status%/status}
+        grep -q "^PPid:${tab}1\$" "$status" 2>/dev/null || continue
+        tr '\0' '\n' <"$shim/cmdline" 2>/dev/null | grep -qxe -info && end_tree "${shim##*/}"
+    done
+}
+
+if [ "$mode" = sweep ]; then
+    end_unheard_questions
+    exit 0
+fi
 cd "$root/var/lib/flox-node" 2>/dev/null || exit 0
 [ -e armed ] && mv -f armed firing 2>/dev/null
 [ -e firing ] || exit 0
 echo "A change of containerd's configuration was not confirmed: its old configuration comes back."
-tab=$(printf '\t')
 failed=0
 
 # In place: that keeps mode, owner and label, works for a file that is a mount point, and needs no space on a full disk.
@@ -51,6 +76,7 @@ if [ "$mode" != boot ]; then
         *) continue ;;
         esac || { echo "$unit does not start."; failed=1; }
     done <firing
+    end_unheard_questions
 fi
 
 [ "$failed" = 0 ] || exit 1

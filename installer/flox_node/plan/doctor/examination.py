@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from flox_node.host import Host
-from flox_node.plan.doctor import daemon, installation, machine, pods
+from flox_node.plan.doctor import daemon, installation, machine, nri, pods
 from flox_node.plan.doctor.check import Check, Result
 from flox_node.plan.doctor.node import Node
 from flox_node.plan.planner import Settings
 
-CHECKS: tuple[Check[Any], ...] = (*daemon.CHECKS, *installation.CHECKS, *machine.CHECKS, *pods.CHECKS)
+CHECKS: tuple[Check[Any], ...] = (
+    *daemon.CHECKS,
+    *nri.CHECKS,
+    *installation.CHECKS,
+    *machine.CHECKS,
+    *pods.CHECKS,
+)
 
 
 def examine(host: Host, settings: Settings, *, deep: bool = False) -> tuple[Result, ...]:

@@ -187,8 +187,8 @@ CHECKS: tuple[Check[Any], ...] = (
     Check(
         "selinux",
         "our files carry the SELinux types that containerd, systemd and containers need",
-        "`semanage fcontext -a -t usr_t '/nix(/.*)?'` (bin_t for /opt/flox-node/payloads/*/bin), then `restorecon -R` "
-        "on the named paths",
+        "`flox-node install --repair` with the same payload sets them anew; so that a `restorecon -R /` keeps them: "
+        "`semanage fcontext -a -t usr_t '/nix(/.*)?'`, and bin_t for '/opt/flox-node/payloads/[^/]*/bin(/.*)?'",
         _selinux,
         decide_selinux,
     ),

@@ -110,6 +110,14 @@ class Node:
         program = running or self.host.processes.which("containerd", _CONTAINERD_PATH)
         if program is None:
             raise OutsideError("There is no containerd on this node's usual paths.")
+        return self.version_of(program)
+
+    def version_of(self, program: str) -> ContainerdVersion:
+        """The version that a containerd's program tells.
+
+        Raises:
+            OutsideError: it does not run, or tells none.
+        """
         said = self.host.processes.run([program, "--version"], timeout=10).stdout.decode(errors="replace")
         try:
             return ContainerdVersion.parse(said)
