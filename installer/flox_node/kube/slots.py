@@ -8,14 +8,13 @@ else's taking it is noticed: so a thousand nodes cost some ten requests each, an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,16 +90,17 @@ class Slots:
         Raises:
             ApiError: the API server does not answer.
         """
-        first = self._get(_FIRST)
+        known = {_FIRST: self._get(_FIRST)}
         while still_wanted():
-            name = name_for(self._node, target, first)
-            # Many nodes have many slots, with ten of them waiting at each.
-            pause_s = _PAUSE_S if first.slots == 1 else 3 * _PAUSE_S
-            slot, is_ours = self._queue(first if name == _FIRST else self._get(name), target, pause_s, still_wanted)
-            if is_ours:
-                return slot
-            if name == _FIRST:
-                first = slot
+            name = name_for(self._node, target, known[_FIRST])
+            slot = known.get(name) or self._get(name)
+            if not slot.is_free(self._node, time.time()):
+                known[name] = self._wait(slot, still_wanted)
+            elif (taken := self._take(slot)) is not None:
+                return taken
+            else:
+                time.sleep(random.uniform(0, _PAUSE_S))
+                known[name] = self._get(name)
         return None
 
     def release(self, slot: Slot, *, proven: str = "", slots: int = 0) -> None:
@@ -139,60 +139,44 @@ class Slots:
         # The admission policy tells the time by when this manager wrote: a policy has no clock of its own.
         return self._api.request(method, path, lease, query={"fieldManager": NAME})
 
-    def _queue(self, slot: Slot, target: str, still_wanted: Callable[[], bool]) -> tuple[Slot, bool]:
-        """Wait at a slot until it is ours, or until there is another one to queue at: as it is then, and whether."""
-        pause = (
-            _PAUSE_S if slot.slots == 1 else _PAUSES * _PAUSE_S
-        )  # many nodes have many slots, with ten waiting at each
-        patience = 0.0
-        with self._watched(slot) as events:
-            while still_wanted():
-                try:
-                    event = events.get(timeout=patience)
-                except queue.Empty:
-                    patience = _TICK_S
-                    if slot.is_free(self._node, time.time()):
-                        if (taken := self._take(slot)) is not None:
-                            return taken, True
-                        slot = replace(slot, holder="somebody", renewed=time.time())  # who, the watch will tell
-                    continue
-                if isinstance(event, ApiError):
-                    if event.reason == "Forbidden":
-                        raise event
-                    return self._get(slot.name), False
-                slot = event
-                if name_for(self._node, target, slot) != _FIRST and slot.name == _FIRST:
-                    time.sleep(random.uniform(0, _PAUSE_S))
-                    return slot, False
-                patience = random.uniform(0, pause_s) if slot.is_free(self._node, time.time()) else _TICK_S
-        return slot, False
+    def _wait(self, slot: Slot, still_wanted: Callable[[], bool]) -> Slot:
+        """Watch a slot until it seems worth trying, is not wanted any more, or the watch ends."""
+        left = slot.renewed + slot.duration_s - time.time()
+        watch_s = max(1.0, min(_WATCH_S, left + _PAUSE_S))
+        events: queue.Queue[Slot | ApiError | None] = queue.Queue()
+        threading.Thread(target=self._follow, args=(slot, watch_s, events), daemon=True).start()
+        patience = _TICK_S
+        while True:
+            try:
+                event = events.get(timeout=patience)
+            except queue.Empty:
+                if slot.is_free(self._node, time.time()) or not still_wanted():
+                    return slot
+                continue
+            if event is None:
+                return slot
+            if isinstance(event, ApiError):
+                if event.reason in ("Expired", "Gone"):  # our version is too old to go on from
+                    return self._get(slot.name)
+                raise event
+            slot = event
+            if slot.proven and slot.name == _FIRST:
+                time.sleep(random.uniform(0, _PAUSE_S))
+                return slot
+            patience = random.uniform(0, _PAUSE_S) if slot.is_free(self._node, time.time()) else _TICK_S
 
-    @contextlib.contextmanager
-    def _watched(self, slot: Slot) -> Iterator[queue.Queue[Slot | ApiError]]:
-        """The slot's changes from now on, or why they are not told any more. Nothing is asked before the first wait."""
-        events: queue.Queue[Slot | ApiError] = queue.Queue()
-        ended = threading.Event()
-        follower = threading.Timer(_TICK_S / 2, self._follow, args=(slot, events, ended))
-        follower.daemon = True
-        follower.start()
+    def _follow(self, slot: Slot, timeout_s: float, events: queue.Queue[Slot | ApiError | None]) -> None:
+        query = {"fieldSelector": f"metadata.name={slot.name}", "resourceVersion": slot.version}
         try:
-            yield events
-        finally:
-            ended.set()
-            follower.cancel()
-
-    def _follow(self, slot: Slot, events: queue.Queue[Slot | ApiError], ended: threading.Event) -> None:
-        version = slot.version
-        try:
-            while not ended.is_set():
-                query = {"fieldSelector": f"metadata.name={slot.name}", "resourceVersion": version}
-                for event in self._api.watch(self._leases, query=query, timeout_s=_WATCH_S):
-                    if event.get("type") == "ERROR":  # our version is too old to go on from, say
-                        raise ApiError(str((event.get("object") or {}).get("message")))
-                    lease = None if event.get("type") == "DELETED" else event["object"]
-                    found = parse(slot.name, lease)
-                    version = found.version or version
-                    events.put(found)
+            for event in self._api.watch(self._leases, query=query, timeout_s=timeout_s):
+                if event.get("type") == "ERROR":
+                    status = event.get("object") or {}
+                    raise ApiError(str(status.get("message")), reason=str(status.get("reason")))
+                if event.get("type") == "DELETED":
+                    events.put(Slot(slot.name))
+                elif event.get("type") in ("ADDED", "MODIFIED"):
+                    events.put(parse(slot.name, event["object"]))
+            events.put(None)
         except ApiError as error:
             events.put(error)
 
