@@ -11,6 +11,7 @@ import typer
 
 from flox_node import __version__
 from flox_node.cli import doctor, maintenance, manifests, node
+from flox_node.cli.cluster import app as cluster
 from flox_node.cli.containerd import app as containerd
 from flox_node.cli.payload import app as payload
 from flox_node.cli.policy import app as policy
@@ -30,6 +31,7 @@ node.mount(app)
 doctor.mount(app)
 maintenance.mount(app)
 manifests.mount(app)
+app.add_typer(cluster, name="cluster")
 app.add_typer(payload, name="payload")
 app.add_typer(containerd, name="containerd")
 app.add_typer(policy, name="policy")

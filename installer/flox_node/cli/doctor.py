@@ -14,7 +14,8 @@ from flox_node.cli.node import DEFAULT_ROOT, DEFAULT_SOCKET, AsJson, HostRoot, S
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flox_node.plan.doctor import Result
+    from flox_node.findings import Result
+    from flox_node.support import Bundle
 
 
 def mount(app: typer.Typer) -> None:
@@ -34,18 +35,11 @@ def doctor(
 
     Writes nothing but probe files, which it removes. A node without flox-node can be examined, too.
     """
-    from flox_node.errors import DriftError
     from flox_node.host import Host
     from flox_node.plan import Settings
-    from flox_node.plan.doctor import State, examine
+    from flox_node.plan.doctor import examine
 
-    results = examine(Host.at(host_root), Settings(socket), deep=deep)
-    if as_json:
-        typer.echo(json.dumps({"checks": [dataclasses.asdict(result) for result in results]}))
-    else:
-        _show(results, everything=everything)
-    if any(result.state is State.PROBLEM for result in results):
-        raise typer.Exit(DriftError.exit_code)
+    tell(examine(Host.at(host_root), Settings(socket), deep=deep), everything=everything, as_json=as_json)
 
 
 def collect(
@@ -57,12 +51,34 @@ def collect(
 
     Tokens, registry credentials and the values of environment variables are left out; read it before you pass it on.
     """
-    from flox_node.errors import UsageError
     from flox_node.host import Host
     from flox_node.plan import Settings
     from flox_node.plan.bundle import collect as pack
 
-    bundle = pack(Host.at(host_root), Settings(socket))
+    write(pack(Host.at(host_root), Settings(socket)), output)
+
+
+def tell(results: Sequence[Result], *, everything: bool, as_json: bool) -> None:
+    """Print findings; exits with 7 when there is a problem among them."""
+    from flox_node.errors import DriftError
+    from flox_node.findings import State
+
+    if as_json:
+        typer.echo(json.dumps({"checks": [dataclasses.asdict(result) for result in results]}))
+    else:
+        _show(results, everything=everything)
+    if any(result.state is State.PROBLEM for result in results):
+        raise typer.Exit(DriftError.exit_code)
+
+
+def write(bundle: Bundle, output: Path) -> None:
+    """Write a bundle into a new file that nobody else may read.
+
+    Raises:
+        UsageError: the file is there already, or cannot be written.
+    """
+    from flox_node.errors import UsageError
+
     try:
         output.touch(0o600, exist_ok=False)
         output.write_bytes(bundle.archive)
@@ -76,7 +92,7 @@ def _show(results: Sequence[Result], *, everything: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from flox_node.plan.doctor import State
+    from flox_node.findings import State
 
     colours = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "red", State.SKIPPED: "dim"}
     shown = [result for result in results if everything or result.state in (State.WARNING, State.PROBLEM)]

@@ -22,15 +22,24 @@ class ApiError(OutsideError):
     """The API server refused a request, or could not be reached (`status` 0, `reason` then is "Unreachable").
 
     `status` is the HTTP status, `reason` the API's word for it ("NotFound", "AlreadyExists", "Conflict", "Forbidden",
-    "Invalid", ...): https://kubernetes.io/docs/reference/using-api/api-concepts/.
+    "Invalid", ...): https://kubernetes.io/docs/reference/using-api/api-concepts/. `details` are those of its answer.
     """
 
     default_remedy = "Try again when the API server answers; `kubectl get --raw /readyz` tells."
 
-    def __init__(self, cause: str, *, status: int = 0, reason: str = "Unreachable", remedy: str = "") -> None:
+    def __init__(
+        self,
+        cause: str,
+        *,
+        status: int = 0,
+        reason: str = "Unreachable",
+        remedy: str = "",
+        details: Object | None = None,
+    ) -> None:
         super().__init__(cause, remedy=remedy)
         self.status = status
         self.reason = reason
+        self.details = details or {}
 
 
 class Api(Protocol):

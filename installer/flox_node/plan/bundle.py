@@ -1,21 +1,16 @@
-"""The support bundle: what a helper needs to know about a node, with no secret in it.
+"""The support bundle of a node: what a helper needs to know about it, with no secret in it.
 
-A member that cannot be had holds the reason instead. Configurations go in as parsed data, because a key tells what its
+Configurations go in as parsed data, because a key tells what its
 value is; comments stay out. Backups of other tools' files, which the receipt holds, go in as their digests only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import hashlib
-import io
 import json
 import platform
-import tarfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from flox_node import __version__
@@ -30,10 +25,11 @@ from flox_node.plan.doctor import examine
 from flox_node.plan.doctor.node import Node
 from flox_node.plan.doctor.pods import EVENTS
 from flox_node.plan.planner import HANDLER, SHIM, Settings
-from flox_node.plan.redact import MASK, Redactor, is_secret_key, secrets_in
 from flox_node.plan.status import status
+from flox_node.redact import MASK, Redactor, is_secret_key, secrets_in
 from flox_node.state.ledger import JOURNAL, RECEIPT
 from flox_node.state.policy import PATH as POLICY
+from flox_node.support import Bundle, bundle
 
 _TAIL = 512 << 10  # bytes of a log
 _LINES = "2000"  # of a unit's journal
@@ -41,29 +37,10 @@ _TOKEN = "floxhub-token"
 _PODS = "/var/lib/kubelet/pods"
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A `.tar.gz`, and the names of what is in it."""
-
-    archive: bytes
-    members: tuple[str, ...]
-
-
 def collect(host: Host, settings: Settings) -> Bundle:
     """Look at the node and pack it. Writes nothing on it but the doctor's probe files."""
     node = Node(host, settings)
-    redactor = Redactor(_known_secrets(node))
-    members: dict[str, bytes] = {}
-    for name, find in _members(node, settings).items():
-        try:
-            found = find()
-        except (FloxNodeError, OSError, ValueError) as error:
-            found = f"not available: {error}\n"
-        if isinstance(found, str):
-            members[name] = redactor.text(found).encode(errors="replace")
-        else:
-            members[name] = json.dumps(redactor.data(found), indent=1, default=str).encode() + b"\n"
-    return Bundle(_packed(members), tuple(members))
+    return bundle(_members(node, settings), Redactor(_known_secrets(node)))
 
 
 def _members(node: Node, settings: Settings) -> dict[str, Callable[[], Any]]:
@@ -188,13 +165,3 @@ def _known_secrets(node: Node) -> Iterator[str]:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace")
-
-
-def _packed(members: dict[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with gzip.GzipFile(fileobj=packed, mode="wb") as compressed, tarfile.open(fileobj=compressed, mode="w") as archive:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(f"flox-node-support/{name}")
-            entry.size, entry.mode, entry.mtime = len(content), 0o600, int(time.time())
-            archive.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()

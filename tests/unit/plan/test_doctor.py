@@ -12,6 +12,7 @@ import pytest
 from flox_node.containerd.cri import Container, Sandbox
 from flox_node.containerd.effective import MapReader, load
 from flox_node.containerd.version import ContainerdVersion
+from flox_node.environments.annotations import annotation_faults
 from flox_node.host import RunningProcess
 from flox_node.host.probes import FolderProbe, Space
 from flox_node.host.selinux import Mode
@@ -158,7 +159,7 @@ def test_what_was_found_decides(verdict: Verdict, state: State, says: str) -> No
     ],
 )
 def test_a_pods_annotations_are_judged(annotations: dict[str, str], handler: str, says: list[str]) -> None:
-    faults = pods.annotation_faults(annotations, handler)
+    faults = annotation_faults(annotations, handler)
     assert len(faults) == len(says)
     assert all(text in fault for text, fault in zip(says, faults, strict=True))
 

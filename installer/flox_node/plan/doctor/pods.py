@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flox_node.containerd import daemon
 from flox_node.containerd.cri import Container, Sandbox
+from flox_node.environments.annotations import annotation_faults
 from flox_node.plan.doctor.check import Check, State, Verdict, skipped, told
 from flox_node.plan.doctor.node import Node
-from flox_node.plan.planner import HANDLER
 
 EVENTS = "/var/log/flox-node/runtime.jsonl"
-PREFIX = "flox.dev/"
-ENVIRONMENT = "flox.dev/environment"
-ANNOTATIONS = (
-    ENVIRONMENT,
-    "flox.dev/activate-mode",
-    "flox.dev/disable-metrics",
-    "flox.dev/nix-mutable",
-    "flox.dev/skip-containers",
-    "flox.dev/skip-containers-exec",
-)
-_FORM = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[1-9][0-9]*)?")
 _RECENT = timedelta(hours=24)
 _TAIL = 256 << 10  # bytes of the log that are looked at
 _SHOWN = 5
@@ -46,27 +33,6 @@ def decide_annotations(sandboxes: Sequence[Sandbox]) -> Verdict:
         for fault in annotation_faults(sandbox.annotations, sandbox.handler)
     ]
     return told(causes, state=State.WARNING)
-
-
-def annotation_faults(annotations: Mapping[str, str], handler: str) -> list[str]:
-    """What is wrong with a pod's `flox.dev/*` annotations under its handler, in words."""
-    ours = {key: value for key, value in annotations.items() if key.startswith(PREFIX)}
-    if not ours and handler != HANDLER:
-        return []
-    faults = []
-    for key in sorted(ours.keys() - set(ANNOTATIONS)):
-        near = difflib.get_close_matches(key, ANNOTATIONS, 1, 0.75)
-        faults.append(f"unknown annotation {key}" + (f", meant is perhaps {near[0]}" if near else ""))
-    environment = ours.get(ENVIRONMENT)
-    if handler != HANDLER:
-        return [*faults, f"has {ENVIRONMENT} but not runtimeClassName {HANDLER}"] if environment else faults
-    if environment is None:
-        faults.append(f"has runtimeClassName {HANDLER} but no {ENVIRONMENT}")
-    elif not _FORM.fullmatch(environment):
-        right = environment.replace("@", ":", 1)
-        hint = f"write {right}" if _FORM.fullmatch(right) else "the form is owner/name or owner/name:3"
-        faults.append(f"{ENVIRONMENT} is {environment[:120]!r}: {hint}")
-    return faults
 
 
 @dataclass(frozen=True)

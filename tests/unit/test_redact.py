@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flox_node.plan.redact import MASK, Redactor, secrets_in
+from flox_node.redact import MASK, Redactor, secrets_in
 
 SECRET = "s3cr3t-Value_of-somebody"
 JWT = "eyJhbGciOiJSUzI1NiIsImtpZCI6IiJ9.eyJzdWIiOiJzeXN0ZW06bm9kZTp3b3JrZXIifQ.c2lnbmF0dXJl_-x"
