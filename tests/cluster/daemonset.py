@@ -1,6 +1,8 @@
 """The product in the cluster: its image on the nodes, its manifest applied, and what becomes of the nodes."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.node import Node
 from tests.cluster.objects import Object
 
+_PROGRAM = Path(sys.executable).with_name("flox-node")
 NAMESPACE = "flox-node"
 MANIFEST = Path(__file__).parents[2] / "daemonset/flox-node.yaml"
 USER = "system:serviceaccount:flox-node:flox-node"
@@ -127,6 +130,11 @@ class FloxCluster:
     def settings(self, text: str) -> None:
         """Change settings.toml."""
         self.patch("configmap/flox-node", [{"op": "add", "path": "/data/settings.toml", "value": text}])
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """`flox-node cluster ...` as an administrator."""
+        kubeconfig = f"--kubeconfig={self.cluster.control_plane.kubeconfig}"
+        return self.cluster.run(_PROGRAM, "cluster", *words, kubeconfig, timeout=300)
 
     def patch(self, name: str, operations: Sequence[Any]) -> None:
         """A JSON patch of one of our objects."""

@@ -25,12 +25,13 @@ import yaml
 from flox_node.agent import exchange
 from flox_node.agent.exchange import Granted, NodeState, Phase
 from flox_node.agent.report import Reporter
+from flox_node.errors import FloxNodeError
 from flox_node.kube.api import Object
 from flox_node.kube.incluster import InCluster
 from flox_node.kube.names import Reason
 
 NAMESPACE = "flox-node"
-_GROUPS = ("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}", "system:authenticated")
+_TRIES = 8
 
 
 class Impersonated(InCluster):
@@ -39,12 +40,13 @@ class Impersonated(InCluster):
     def __init__(self, address: tuple[str, int], tls: ssl.SSLContext, node: str) -> None:
         self._address, self._tls, self._node = address, tls, node
         self.asked: collections.Counter[str] = collections.Counter()
+        self.sent = 0
 
     def _identity(self) -> dict[str, str]:
-        # One header can hold one group; the account's own one is what RBAC binds.
+        self.sent += 1
         return {
             "Impersonate-User": f"system:serviceaccount:{NAMESPACE}:flox-node",
-            "Impersonate-Group": _GROUPS[-1],
+            "Impersonate-Group": "system:authenticated",
             "Impersonate-Extra-authentication.kubernetes.io%2Fnode-name": self._node,
         }
 
@@ -95,10 +97,14 @@ def install(api: Impersonated, node: str, folder: Path, run: Run) -> None:
         exchange.write(other, "state.json", live)
 
     threading.Thread(target=work, daemon=True).start()
-    try:
-        Reporter(api, node, NAMESPACE, own=own, other=other).run()
-    except Exception as error:
-        run.failed.append(f"{node}: {error}")
+    for failures in range(1, _TRIES + 1):
+        try:
+            Reporter(api, node, NAMESPACE, own=own, other=other).run()
+        except FloxNodeError as error:
+            run.failed.append(f"{node}: {error}")
+            time.sleep(2.0**failures)  # as the loop that starts it again
+        else:
+            return
 
 
 def main() -> None:
@@ -120,7 +126,7 @@ def main() -> None:
         for thread in threads:
             thread.join()
     seconds = time.monotonic() - started
-    asked = [sum(api.asked.values()) for api in apis.values()]
+    sent = [api.sent for api in apis.values()]
     started = time.monotonic()
     for number in range(idle):  # a reporter with nothing to tell looks once an hour
         Impersonated(address, tls, f"sim-{number}").request("GET", f"/api/v1/nodes/sim-{number}")
@@ -129,10 +135,10 @@ def main() -> None:
             {
                 "seconds": seconds,
                 "installed": len(run.ended),
-                "failed": run.failed,
+                "failures": run.failed,
                 "most": run.most,
                 "most_before_proof": run.most_before_proof,
-                "requests": sorted(asked),
+                "requests": sorted(sent),
                 "kinds": dict(sum((api.asked for api in apis.values()), collections.Counter())),
                 "idle_seconds": time.monotonic() - started,
             }

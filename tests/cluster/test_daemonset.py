@@ -442,7 +442,10 @@ def _handlers(node: Node) -> list[str]:
 @pytest.mark.timeout(300)
 def test_an_uninstall_waits_while_flox_pods_run(cluster: Cluster, flox: FloxCluster, served: dict[str, str]) -> None:
     pids = daemon_pids(cluster)
-    flox.mode("uninstall")
+    refused = flox.command("uninstall")
+    assert refused.returncode == 6
+    assert "default/web-" in refused.stderr
+    flox.mode("uninstall")  # and who does it with kubectl alone is told by the nodes
     waiting = [node for node in cluster.nodes if flox.condition(node.name)["reason"] == "InUse"]
     cluster.wait_until(
         lambda: any(flox.condition(node.name)["reason"] == "InUse" for node in cluster.nodes), 120, "a node waits"
@@ -459,10 +462,13 @@ def test_an_uninstall_leaves_the_nodes_as_they_were_to_the_byte(
 ) -> None:
     cluster.kubectl("delete", "deployment/web", "--wait", "--cascade=foreground", "--ignore-not-found")
     cluster.wait_until(lambda: not nodes_of(cluster, "app=web"), 60, "no Flox pod is left")
-    flox.mode("uninstall")
-    cluster.rollout("daemonset/flox-node", "--namespace", NAMESPACE, timeout=240)
+    done = flox.command("uninstall", "--purge", "--timeout=280", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cluster.try_kubectl("get", "namespace", NAMESPACE) is None
+    assert cluster.try_kubectl("get", "runtimeclass", "flox") is None
     for node in cluster.nodes:
         found = flox.node(node.name)
+        assert flox.events(node)[-1] == "FloxUninstalled"
         assert not [name for name in found["metadata"]["labels"] if name.startswith("flox.dev/")]
         assert not [name for name in found["metadata"]["annotations"] if name.startswith("flox.dev/")]
         assert flox.condition(node.name)["status"] == ""

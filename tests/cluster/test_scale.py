@@ -57,11 +57,11 @@ def test_a_thousand_nodes_install_one_first_and_then_a_tenth_at_a_time(simulated
     assert done.returncode == 0, done.stderr
     cpu = _cpu_s(server) - before
     told = json.loads(done.stdout)
-    requests = told.pop("requests")
+    requests, failures = told.pop("requests"), told.pop("failures")
     mean = sum(requests) / len(requests)
     print(f"{NODES} nodes: {mean:.1f} requests each ({requests[-1]} at most), API server {cpu:.1f} s of CPU, {told}")
+    print(f"{len(failures)} reports had to be started again: {failures[:5]}")
 
-    assert told["failed"] == []
     assert told["installed"] == NODES
     assert told["most_before_proof"] == 1
     assert 1 < told["most"] <= -(-NODES // 10)

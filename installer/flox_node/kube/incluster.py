@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _JSON = "application/json"
 _LIMIT = 64 << 20  # bytes of an answer: whatever is larger is not what we asked for
 _LINE_LIMIT = 4 << 20
+_TRIES = 6
+_LONGEST_PAUSE_S = 10
 
 
 class InCluster:
@@ -51,12 +54,17 @@ class InCluster:
         query: Mapping[str, str] | None = None,
         timeout: float = 30.0,
     ) -> Object:
-        """See `Api.request`."""
-        with (
-            _reported(method, path),
-            self._answer(method, path, body, content_type, query or {}, timeout) as answer,
-        ):
-            return _object(method, path, answer)
+        """See `Api.request`. A server that is too busy is asked again after the time that it names."""
+        for attempt in range(_TRIES):
+            with (
+                _reported(method, path),
+                self._answer(method, path, body, content_type, query or {}, timeout) as answer,
+            ):
+                if answer.status != http.HTTPStatus.TOO_MANY_REQUESTS or attempt == _TRIES - 1:
+                    return _object(method, path, answer)
+                pause_s = _retry_after_s(answer)
+            time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
 
     def watch(self, path: str, *, query: Mapping[str, str], timeout_s: float) -> Iterator[Object]:
         """See `Api.watch`."""
@@ -91,17 +99,28 @@ class InCluster:
 
 def _object(method: str, path: str, answer: http.client.HTTPResponse) -> Object:
     data = answer.read(_LIMIT)
+    if answer.status >= http.HTTPStatus.BAD_REQUEST:
+        raise _refused(method, path, answer, data)
     said = json.loads(data) if data else {}
     if not isinstance(said, dict):
         raise TypeError(f"{method} {path} was answered with no object")
-    if answer.status >= http.HTTPStatus.BAD_REQUEST:
-        text = str(said.get("message") or answer.reason)
-        raise ApiError(
-            f"The API server refused {method} {path}: {text}",
-            status=answer.status,
-            reason=str(said.get("reason") or answer.reason),
-        )
     return said
+
+
+def _refused(method: str, path: str, answer: http.client.HTTPResponse, data: bytes) -> ApiError:
+    """The error of an answer: a Status object, or (429, a proxy on the way) plain text."""
+    said: dict[str, object] = {}
+    with contextlib.suppress(ValueError, TypeError):
+        said = dict(json.loads(data))
+    text = str(said.get("message") or data[:200].decode(errors="replace").strip() or answer.reason)
+    reason = str(said.get("reason") or answer.reason)
+    return ApiError(f"The API server refused {method} {path}: {text}", status=answer.status, reason=reason)
+
+
+def _retry_after_s(answer: http.client.HTTPResponse) -> float:
+    told = answer.headers.get("Retry-After") or ""
+    seconds = int(told) if told.isascii() and told.isdigit() else 1
+    return random.uniform(1.0, 2.0) * min(seconds, _LONGEST_PAUSE_S)  # not all of them at the same time again
 
 
 @contextlib.contextmanager
