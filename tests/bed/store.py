@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from flox_node.host import Completed, Host, HostFiles, Processes
+from flox_node.host import Host, HostFiles, Processes
 from flox_node.host.trees import walk
 from flox_node.payload.manifest import StorePath, registration
 from flox_node.payload.nar import nar_of
@@ -68,22 +68,19 @@ class Store:
 
     def run(self, *command: str, input: bytes = b"") -> bytes:
         """Run a program of the store inside its root, with settings of its own; its output."""
-        done = self.attempt(*command, input=input, env=NIX_ENVIRONMENT)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stderr.decode()}")
-        return done.stdout
+        with self.popen(*command, env=NIX_ENVIRONMENT) as process:
+            output, errors = process.communicate(input)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}):\n{errors.decode()}")
+        return output
 
-    def attempt(
-        self, *command: str, input: bytes = b"", env: Mapping[str, str], timeout: float | None = None
-    ) -> Completed:
-        """Run a program inside the root, with this machine's /proc and /dev. The mounts are gone with the program."""
+    def popen(self, *command: str, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """Start a program inside the root, with this machine's /proc and /dev. The mounts are gone with the program."""
         for folder in ("proc", "dev", "tmp"):
             (self.root / folder).mkdir(exist_ok=True)
         entering = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", _ENTER, str(self.root)]
-        done = subprocess.run(
-            [*entering, *command], input=input, capture_output=True, check=False, env=dict(env), timeout=timeout
-        )
-        return Completed(done.returncode, done.stdout, done.stderr)
+        pipe = subprocess.PIPE
+        return subprocess.Popen([*entering, *command], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env))
 
     @property
     def nix_store(self) -> str:
@@ -108,11 +105,8 @@ class BinaryCache:
 class _Processes(Processes):
     """Programs of a root folder that nobody booted, so that it has neither /proc nor /dev of its own."""
 
-    def run(
-        self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
-    ) -> Completed:
-        """See `Processes.run`."""
-        return Store(self.root, {}).attempt(*argv, input=input, env={"LC_ALL": "C", **(env or {})}, timeout=timeout)
+    def _start(self, argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        return Store(self.root, {}).popen(*argv, env=env)
 
 
 def host(root: Path) -> Host:

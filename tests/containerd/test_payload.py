@@ -127,17 +127,32 @@ def test_a_store_that_was_there_before_keeps_its_paths_and_their_registration(ho
     assert _nix(host, payload, "--query", "--hash", glibc.path) == "sha256:" + "0" * 52
 
 
-def test_kill_at_any_time_then_the_next_run_finishes(payload: Payload, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_nix", [False, True], ids=["first", "upgrade"])
+def test_kill_at_any_time_then_the_next_run_finishes(payload: Payload, tmp_path: Path, has_nix: bool) -> None:
     """SIGKILL of the whole process group, Nix included, somewhere within the time that placing takes."""
     root = tmp_path / "node"
     host = store.host(root)
     chance = random.Random(2)
     root.mkdir()
+
+    def clear() -> None:
+        if has_nix:  # what an upgrade leaves
+            needed = _closure_of_nix(payload)
+            for path in payload.manifest.store_paths:
+                if path.path not in needed:
+                    remove_tree(root / path.path.lstrip("/"))
+            remove_tree(root / "opt")
+        else:
+            remove_tree(root)
+            root.mkdir()
+
+    if has_nix:
+        place(host, payload)
+        clear()
     whole = _seconds(_start(root))
     killed = 0
     for _ in range(60 if FULL else 12):
-        remove_tree(root)
-        root.mkdir()
+        clear()
         for _ in range(2):  # a kill, and one while the next run cleans up after it
             child = _start(root)
             try:
@@ -174,6 +189,11 @@ _ENVIRONMENT = {
     "NIX_CONFIG": "build-users-group =\n",
     "NIX_REMOTE": "local",
 }
+
+
+def _closure_of_nix(payload: Payload) -> set[str]:
+    program = manifests.store_path_of(payload.manifest.entry_points["nix-store"])
+    return manifests.closure([program], {path.path: path.references for path in payload.manifest.store_paths})
 
 
 def _nix(host: Host, payload: Payload, *arguments: str) -> str:

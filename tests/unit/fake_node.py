@@ -23,6 +23,7 @@ import grpc
 from flox_node.containerd.grpc import as_bytes, fields
 from flox_node.errors import OutsideError
 from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitSettings, UnitStatus
+from flox_node.host.processes import Finish
 
 CONFIG = "/etc/containerd/config.toml"
 SOCKET = "/run/containerd/containerd.sock"
@@ -247,6 +248,10 @@ class FakeProcesses:
         except tomllib.TOMLDecodeError as error:
             return Completed(1, b"", f"containerd: failed to load TOML: {error}".encode())
         return Completed(0, text, b"")
+
+    @contextmanager
+    def started(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[Finish]:
+        yield lambda data: self.run(argv, input=data, env=env)
 
     def which(self, name: str, search_path: Sequence[str]) -> str | None:
         return f"/usr/sbin/{name}"

@@ -41,16 +41,16 @@ class HostFiles:
         todo = [part for part in path.split("/") if part not in ("", ".")][::-1]
         done: list[str] = []
         links = 0
+        root = os.fspath(self.root).rstrip("/")
         while todo:
             part = todo.pop()
             if part == "..":
                 if done:
                     done.pop()
                 continue
-            here = self.root.joinpath(*done, part)
             if todo or follow:
                 try:
-                    target = os.readlink(here)
+                    target = os.readlink("/".join((root, *done, part)))
                 except OSError:
                     target = None
                 if target is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ class Completed:
     returncode: int
     stdout: bytes
     stderr: bytes
+
+
+Finish = Callable[[bytes], Completed]
 
 
 @dataclass(frozen=True)
@@ -52,23 +56,35 @@ class Processes:
         Raises:
             OutsideError: it is not there or did not end within `timeout` seconds.
         """
+        with self.started(argv, env=env, timeout=timeout) as finish:
+            return finish(input)
+
+    @contextlib.contextmanager
+    def started(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> Iterator[Finish]:
+        """Start a program as `run` does, now, and give it its input later. It is killed if that never happens.
+
+        Raises:
+            OutsideError: see `run`.
+        """
+
+        def finish(input: bytes) -> Completed:
+            try:
+                stdout, stderr = process.communicate(input, timeout)
+            except subprocess.TimeoutExpired as error:
+                raise OutsideError(f"{argv[0]} did not end within {timeout:.0f} s.") from error
+            return Completed(process.returncode, stdout, stderr)
+
         try:
-            done = subprocess.run(
-                list(argv),
-                input=input,
-                capture_output=True,
-                env={"PATH": _PATH, "LC_ALL": "C", **(env or {})},
-                timeout=timeout,
-                check=False,
-                cwd="/",
-                preexec_fn=None if self.root == Path("/") else self._enter,
-                close_fds=True,
-            )
+            process = self._start(argv, {"LC_ALL": "C", **(env or {})})
         except FileNotFoundError as error:
             raise OutsideError(f"{argv[0]} is not on this node.") from error
-        except subprocess.TimeoutExpired as error:
-            raise OutsideError(f"{argv[0]} did not end within {timeout:.0f} s.") from error
-        return Completed(done.returncode, done.stdout, done.stderr)
+        with process:
+            try:
+                yield finish
+            finally:
+                process.kill()
 
     def which(self, name: str, search_path: Sequence[str]) -> str | None:
         """The node's path of an executable found on a search path."""
@@ -123,6 +139,18 @@ class Processes:
         except OSError:
             return None
         return RunningProcess(pid, exe, argv, unit, tuple(environment.get("PATH", _PATH).split(":")))
+
+    def _start(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={"PATH": _PATH, **env},
+            cwd="/",
+            preexec_fn=None if self.root == Path("/") else self._enter,
+            close_fds=True,
+        )
 
     def _enter(self) -> None:
         os.chroot(self.root)

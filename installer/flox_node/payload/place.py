@@ -19,13 +19,13 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from flox_node.errors import BusyError, OutsideError, RefusedError
-from flox_node.host import Host, selinux
+from flox_node.host import Completed, Host, selinux
 from flox_node.host.files import sync_folder
 from flox_node.host.nixdb import valid_paths
 from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk, written_early
@@ -88,12 +88,14 @@ def survey(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> Survey:
     present = set(host.files.listdir(STORE))
     roots = _roots(host, manifest)
     folder = folder_of(manifest.id, prefix)
+    placed = host.files.read_optional(f"{folder}/{manifests.NAME}")
     return Survey(
         unregistered=tuple(
             path for path in manifest.store_paths if path.path not in registered or path.name not in present
         ),
         roots=tuple(name for name, target in manifest.roots().items() if roots.get(name) != target),
-        has_folder=host.files.read_optional(f"{folder}/{manifests.NAME}") == manifests.dump(manifest)
+        has_folder=placed is not None
+        and placed == manifests.dump(manifest)
         and not changed_files(host, manifest, prefix=prefix),
     )
 
@@ -151,11 +153,12 @@ def place(host: Host, payload: Payload, *, prefix: str = PREFIX, repair: bool = 
             lacking = survey(host, manifest, prefix=prefix).unregistered
             missing = _not_whole(host, manifest.store_paths if repair else lacking)
             _check_space(host, missing)
-            _write_roots(host, manifest)
-            fresh = _fresh_folder(host, manifest, prefix)
-            _copy(payload, missing, staging, fresh)
-            _rename_into_store(host, missing, staging)
-            _register(host, manifest, lacking)
+            with _registration(host, manifest, lacking, missing) as register:
+                _write_roots(host, manifest)
+                fresh = _fresh_folder(host, manifest, prefix)
+                _copy(payload, missing, staging, fresh)
+                _rename_into_store(host, missing, staging)
+                register()
             _publish(fresh, manifest)
             selinux.label_tree(host.files.root, folder)
     except OSError as error:
@@ -339,14 +342,37 @@ def _rename_into_store(host: Host, missing: tuple[StorePath, ...], staging: Path
     sync_folder(store)
 
 
-def _register(host: Host, manifest: Manifest, paths: tuple[StorePath, ...]) -> None:
+@contextmanager
+def _registration(
+    host: Host, manifest: Manifest, paths: tuple[StorePath, ...], missing: tuple[StorePath, ...]
+) -> Iterator[Callable[[], None]]:
+    """What registers the paths once they are in the store.
+
+    Starting Nix takes as long as copying a few paths does. So where its own paths are there already, it starts at once
+    and waits for its input, and without that it registers nothing.
+    """
     if not paths:
+        yield lambda: None
         return
     program = manifest.entry_points.get("nix-store")
     if program is None:
         raise RefusedError("The payload has no entry point nix-store, so nothing can register its store paths.")
-    # Only what was not valid before: Nix would overwrite the hash of a valid path that was built elsewhere.
-    done = host.processes.run([program, "--load-db"], input=manifests.registration(paths), env=NIX_ENVIRONMENT)
+    nix = host.processes.started([program, "--load-db"], env=NIX_ENVIRONMENT)
+    needed = manifests.closure(
+        [manifests.store_path_of(program)], {path.path: path.references for path in manifest.store_paths}
+    )
+    with ExitStack() as stack:
+        is_there = needed.isdisjoint(path.path for path in missing)
+        waiting = stack.enter_context(nix) if is_there else None
+
+        def register() -> None:
+            # Only what was not valid before: Nix would overwrite the hash of a valid path that was built elsewhere.
+            _require_registered((waiting or stack.enter_context(nix))(manifests.registration(paths)))
+
+        yield register
+
+
+def _require_registered(done: Completed) -> None:
     if done.returncode != 0:
         raise OutsideError(
             f"Nix could not register the payload: {done.stderr.decode(errors='replace').strip()[-500:]}",

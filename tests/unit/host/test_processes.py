@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from flox_node.errors import OutsideError
 from flox_node.host import Processes
 from flox_node.host.processes import unit_of
+from tests.bed.processes import has_ended
 
 
 def test_the_listener_of_a_socket_is_found(tmp_path: Path) -> None:
@@ -47,6 +49,20 @@ def test_the_unit_is_read_from_the_systemd_hierarchy(cgroup: str, unit: str | No
 def test_a_program_that_hangs_is_given_up() -> None:
     with pytest.raises(OutsideError, match="did not end within"):
         Processes().run(["sleep", "30"], timeout=0.2)
+
+
+def test_a_program_can_be_started_before_its_input_is_known() -> None:
+    with Processes().started(["cat"]) as finish:
+        assert finish(b"late").stdout == b"late"
+
+
+def test_a_program_that_gets_no_input_is_ended_and_has_got_none(tmp_path: Path) -> None:
+    script = f"echo $$ >{tmp_path}/pid; read -r line && touch {tmp_path}/got"
+    with Processes().started(["sh", "-c", script]):
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+    assert has_ended(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "got").exists()
 
 
 def test_a_program_that_is_not_there_is_named() -> None:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import sqlite3
 import sys
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 
 from flox_node.errors import BusyError, CorruptError, OutsideError, RefusedError
 from flox_node.host import Completed, Host, HostFiles
-from flox_node.host.trees import walk
+from flox_node.host.processes import Finish
+from flox_node.host.trees import remove_tree, walk
 from flox_node.payload import Payload, open_payload, place, survey, unplace
 from flox_node.payload.build import Recipe, build
 from flox_node.payload.nar import nar_of
@@ -214,6 +216,52 @@ def test_what_nix_says_when_it_cannot_register_is_shown(host: Host, payload: Pay
         place(replace(host, processes=Broken(host.files.root)), payload)  # type: ignore[arg-type]
     place(host, payload)
     _assert_placed(host, payload)
+
+
+class _WatchedNix(FakeProcesses):
+    """Notes what was in the store when Nix was started, and whether it was given something to register."""
+
+    seen: frozenset[str] = frozenset()
+    given = False
+
+    @contextmanager
+    def started(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[Finish]:
+        self.seen = frozenset(os.listdir(self._root / "nix/store"))
+        with super().started(argv, env=env) as finish:
+
+            def noted(data: bytes) -> Completed:
+                self.given = True
+                return finish(data)
+
+            yield noted
+
+
+@pytest.mark.parametrize("lacking", [samples.LONE, samples.LIBC])
+def test_nix_starts_before_the_copying_where_its_own_paths_are_there(
+    host: Host, payload: Payload, lacking: str
+) -> None:
+    place(host, payload)
+    remove_tree(host.files.root / lacking.lstrip("/"))
+    nix = _WatchedNix(host.files.root)
+    place(replace(host, processes=nix), payload)  # type: ignore[arg-type]
+    assert (os.path.basename(lacking) in nix.seen) == (lacking == samples.LIBC), "Nix needs the library"
+    _assert_placed(host, payload)
+
+
+def test_a_nix_that_waits_gets_nothing_to_register_when_the_copying_fails(
+    host: Host, payload: Payload, folder: Path
+) -> None:
+    place(host, payload)
+    lone = host.files.root / samples.LONE.lstrip("/")
+    remove_tree(lone)
+    remove_tree(folder / "store" / lone.name)
+    (folder / "store" / lone.name).write_bytes(b"damaged")
+    nix = _WatchedNix(host.files.root)
+    with pytest.raises(CorruptError):
+        place(replace(host, processes=nix), payload)  # type: ignore[arg-type]
+    assert nix.seen
+    assert not nix.given
+    assert not lone.exists()
 
 
 # kills
