@@ -1,12 +1,13 @@
 """Fixtures of the tests that need a whole cluster, and what is said when its programs are not built."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import binaries
 from tests.cluster.cluster import Cluster
+from tests.cluster.objects import Object
 from tests.conftest import FULL
 
 _did_not_run = pytest.StashKey[str]()
@@ -44,6 +45,20 @@ def cluster(bed: Path, pytestconfig: pytest.Config) -> Generator[Cluster]:
         pytestconfig.stash[_cluster] = cluster
         yield cluster
         del pytestconfig.stash[_cluster]
+
+
+@pytest.fixture
+def applied(cluster: Cluster) -> Generator[Callable[..., None]]:
+    """Apply objects and delete them after the test."""
+    objects: list[Object] = []
+
+    def apply(*more: Object) -> None:
+        objects.extend(more)
+        cluster.apply(*more)
+
+    yield apply
+    if objects:
+        cluster.delete(*objects)
 
 
 @pytest.hookimpl(wrapper=True)

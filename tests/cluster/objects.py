@@ -18,18 +18,23 @@ def pod(name: str, *command: str, node: str | None = None, **spec: object) -> Ob
 
 def deployment(name: str, replicas: int, *command: str) -> Object:
     """A Deployment of such pods, spread over the nodes."""
-    template = pod(name, *command)
-    labels = {"app": name}
+    return deployment_of(pod(name, *command), replicas)
+
+
+def deployment_of(template: Object, replicas: int) -> Object:
+    """A Deployment of pods like this one, spread over the nodes."""
+    labels = template["metadata"]["labels"]
     spread = {"topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
     template["spec"]["topologySpreadConstraints"] = [{**spread, "labelSelector": {"matchLabels": labels}}]
+    metadata = {"labels": labels, "annotations": template["metadata"].get("annotations", {})}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": name},
+        "metadata": {"name": template["metadata"]["name"]},
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": template["spec"]},
+            "template": {"metadata": metadata, "spec": template["spec"]},
         },
     }
 

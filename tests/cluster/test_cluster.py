@@ -11,25 +11,11 @@ import pytest
 from tests.bed.images import BUSYBOX
 from tests.cluster import binaries, network
 from tests.cluster.cluster import Cluster
-from tests.cluster.objects import Object, deployment, pod, service
+from tests.cluster.objects import deployment, pod, service
 
 # An HTTP server whose answer is the name of its pod.
 SERVER = "mkdir /tmp/www; hostname >/tmp/www/index.html; exec busybox httpd -f -p 8080 -h /tmp/www"
 FETCH = ("busybox", "timeout", "5", "busybox", "wget", "-qO-")  # `wget -T` of Debian's static busybox crashes
-
-
-@pytest.fixture
-def applied(cluster: Cluster) -> Generator[Callable[..., None]]:
-    """Apply objects and delete them after the test."""
-    objects: list[Object] = []
-
-    def apply(*more: Object) -> None:
-        objects.extend(more)
-        cluster.apply(*more)
-
-    yield apply
-    if objects:
-        cluster.delete(*objects)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.bed.images import BUSYBOX
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemonset import BESIDE, NAMESPACE, FloxCluster, flox_pod
 from tests.cluster.node import Node
-from tests.cluster.objects import Object, deployment, pod, service
+from tests.cluster.objects import Object, deployment, deployment_of, pod, service
 from tests.cluster.test_cluster import FETCH, assert_answers, nodes_of, restarts_of
 from tests.conftest import FULL
 from tests.node.tree import tree
@@ -69,51 +69,13 @@ def nobody_was_hurt(cluster: Cluster, bystander: dict[str, int], request: pytest
         assert restarts_of(cluster, "app=bystander") == before
 
 
-@pytest.fixture
-def applied(cluster: Cluster) -> Generator[Callable[..., None]]:
-    """Apply objects and delete them after the test."""
-    objects: list[Object] = []
-
-    def apply(*more: Object) -> None:
-        objects.extend(more)
-        cluster.apply(*more)
-
-    yield apply
-    if objects:
-        cluster.delete(*objects)
-
-
-def web(name: str = "web") -> Object:
+def web() -> Object:
     """A Deployment over both nodes whose pods run out of an environment, with a probe that is a command of it."""
-    annotations = {"flox.dev/environment": "demo/web"}
-    container = {
-        "name": "main",
-        "image": "flox/empty:1.0.0",
-        "command": ["busybox", "sh", "-c", SERVER],
-        "volumeMounts": [WWW],
-        "readinessProbe": {"exec": {"command": ["busybox", "test", "-s", "/www/index.html"]}, "periodSeconds": 1},
-    }
-    spread = {"topologyKey": "kubernetes.io/hostname", "maxSkew": 1, "whenUnsatisfiable": "DoNotSchedule"}
-    labels = {"app": name}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": 2,
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels, "annotations": annotations},
-                "spec": {
-                    "runtimeClassName": "flox",
-                    "terminationGracePeriodSeconds": 1,
-                    "topologySpreadConstraints": [{**spread, "labelSelector": {"matchLabels": labels}}],
-                    "containers": [container],
-                    "volumes": [{"name": "www", "emptyDir": {}}],
-                },
-            },
-        },
-    }
+    volumes = [{"name": "www", "emptyDir": {}}]
+    template = flox_pod("web", "demo/web", "busybox", "sh", "-c", SERVER, volumes=volumes)
+    probe = {"exec": {"command": ["busybox", "test", "-s", "/www/index.html"]}, "periodSeconds": 1}
+    template["spec"]["containers"][0] |= {"volumeMounts": [WWW], "readinessProbe": probe}
+    return deployment_of(template, 2)
 
 
 @pytest.fixture(scope="module")
