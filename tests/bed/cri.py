@@ -1,6 +1,7 @@
 """The tests' CRI client: what the kubelet asks of containerd, over gRPC."""
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+# gRPC would make a forked child fit to go on using it. One in twenty died of that before its exec ("Epoll1Poller: bad
+# file descriptor"), and what we fork always execs.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import grpc
 
