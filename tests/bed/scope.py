@@ -146,7 +146,7 @@ def _remove(name: str) -> None:
 
 def _insist(cgroup: str) -> None:
     """Remove an empty cgroup; right after its last process died the kernel may still call it busy."""
-    for _ in range(100):
+    for _ in range(2000):
         try:
             os.rmdir(cgroup)
         except OSError:
