@@ -258,7 +258,9 @@ def test_a_node_that_is_down_is_named_and_the_others_are_reverted(cluster: Clust
 def test_an_uninstall_that_is_interrupted_goes_on_and_leaves_nothing(cluster: Cluster, command: Command) -> None:
     live(cluster, "worker-1", "worker-2")
     assert command("install", f"--image={IMAGE}", "--timeout=180").returncode == 0
-    with subprocess.Popen(cluster.command(*argv(cluster, "uninstall")), stderr=subprocess.PIPE, text=True) as running:
+    # Tests that run in the background of a shell have SIGINT ignored, and so would what they start.
+    words = cluster.command("env", "--default-signal=INT", *argv(cluster, "uninstall"))
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         told = []
         for line in running.stderr:
