@@ -237,16 +237,21 @@ def test_a_power_cut_at_any_journal_entry_leaves_a_node_that_serves(node_box: Ca
     node = Node(node_box("1.7"))
     box = node.box
     step = 1 if FULL else 7
+    confirmed = []
     for at in range(1, 200, step):
         words = [str(at), *flox.installation(), "--host-root", HOST_ROOT]
         done = flox.beside(box, sys.executable, "-m", "tests.node.killed", *words)
         if done.returncode == 0:
             break
         assert done.returncode == 137, done.stderr
+        if node.read_config() != node.config and not node.is_armed():
+            confirmed.append(at)
         box.reboot()
-        node.must_be_unhurt(rebooted=True, config=node.config)
+        node.must_be_unhurt(rebooted=True, config=node.read_config() if at in confirmed else node.config)
+        assert ("flox" in box.cri.handlers()) == (at in confirmed)
         flox.flox_node(box, "uninstall", "--purge")
     assert at > 15
+    assert confirmed == [at - step] or (not confirmed and not FULL), "the last entry alone follows the confirmation"
     assert "flox" in box.cri.handlers()
 
 
