@@ -4,9 +4,11 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from flox_node.payload import Payload, open_payload, place, survey, unplace, ver
 from flox_node.payload import manifest as manifests
 from flox_node.payload.build import build
 from flox_node.payload.nar import nar_of
-from flox_node.payload.place import STAGING
+from flox_node.payload.place import DATABASE, STAGING
 from tests.bed import payload as bed_payload
 from tests.bed import store
 from tests.conftest import FULL
@@ -166,6 +168,31 @@ def test_kill_at_any_time_then_the_next_run_finishes(payload: Payload, tmp_path:
         assert host.files.listdir(STAGING) == []
         _nix(host, payload, "--verify", "--check-contents")
     assert killed > 5
+
+
+@pytest.mark.parametrize("schema", [None, "", "10"], ids=["no schema", "empty schema", "schema"])
+@pytest.mark.parametrize("tables", [None, 1, 4], ids="{} tables".format)
+def test_a_database_that_nix_was_killed_over_is_made_whole(
+    host: Host, payload: Payload, tables: int | None, schema: str | None
+) -> None:
+    """Nix makes the file, its tables one by one, then the schema file; a power cut may leave the last one alone."""
+    place(host, payload)
+    database = host.files.real(DATABASE)
+    with closing(sqlite3.connect(database)) as connection:
+        query = "select sql from sqlite_master where type = 'table' and name != 'sqlite_sequence' order by rowid"
+        made = [sql for (sql,) in connection.execute(query)]
+    remove_tree(database.parent)
+    database.parent.mkdir()
+    if tables is not None:
+        with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+            connection.execute("pragma journal_mode = wal")
+            for sql in made[:tables]:
+                connection.execute(sql)
+    if schema is not None:
+        (database.parent / "schema").write_text(schema)
+    place(host, payload)
+    assert survey(host, payload.manifest).complete
+    _nix(host, payload, "--verify", "--check-contents")
 
 
 def test_a_node_fetches_from_the_signed_binary_cache_only_with_its_key(host: Host, payload: Payload) -> None:

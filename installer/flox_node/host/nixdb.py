@@ -19,7 +19,9 @@ class ValidPath:
 
 
 def valid_paths(database: Path) -> dict[str, ValidPath]:
-    """All registered paths of the database file `.../nix/var/nix/db/db.sqlite`; none when it does not exist.
+    """All registered paths of the database file `.../nix/var/nix/db/db.sqlite`.
+
+    None when it does not exist, or when Nix was killed before it had made its tables.
 
     Raises:
         CorruptError: it is no Nix database.
@@ -64,11 +66,16 @@ def _read(database: Path, how: str) -> dict[str, ValidPath]:
     import sqlite3
 
     with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?{how}", uri=True)) as connection:
+        # Nix makes its tables one by one, ValidPaths first and Refs next, and only then registers paths.
+        if not connection.execute("select 1 from sqlite_master").fetchone():
+            return {}
+        rows = connection.execute("select id, path, hash, narSize from ValidPaths").fetchall()
+        if not rows:
+            return {}
         references: dict[int, list[str]] = {}
         query = "select r.referrer, p.path from Refs r join ValidPaths p on p.id = r.reference order by p.path"
         for referrer, path in connection.execute(query):
             references.setdefault(referrer, []).append(path)
-        rows = connection.execute("select id, path, hash, narSize from ValidPaths")
         return {
             path: ValidPath(path, nar_hash, nar_size or 0, tuple(references.get(number, ())))
             for number, path, nar_hash, nar_size in rows

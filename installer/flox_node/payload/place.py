@@ -41,6 +41,7 @@ ROOTS = "/nix/var/nix/gcroots/flox-node"
 STAGING = "/nix/var/flox-node/staging"
 PREFIX = "/opt/flox-node"
 
+_SCHEMA = "/nix/var/nix/db/schema"
 _GC_LOCK = "/nix/var/nix/gc.lock"
 _GC_WAIT_S = 120.0
 _SPARE_BYTES = 64 << 20  # what placing leaves free on the node's disk at least
@@ -357,6 +358,10 @@ def _registration(
     program = manifest.entry_points.get("nix-store")
     if program is None:
         raise RefusedError("The payload has no entry point nix-store, so nothing can register its store paths.")
+    if not valid_paths(host.files.real(DATABASE)):
+        # Nix takes a database for made once its schema file is there, and refuses an empty one. A kill while Nix wrote
+        # it, or a power cut that took the tables, would so stop every later run; without it, Nix makes what lacks.
+        host.files.remove(_SCHEMA)
     nix = host.processes.started([program, "--load-db"], env=NIX_ENVIRONMENT)
     needed = manifests.closure(
         [manifests.store_path_of(program)], {path.path: path.references for path in manifest.store_paths}
