@@ -34,10 +34,21 @@ def nodes_of(cluster: Cluster, selector: str) -> dict[str, str]:
 
 
 def restarts_of(cluster: Cluster, selector: str) -> dict[str, int]:
-    """How often the container of each of the pods was restarted; -1 while it is not ready."""
-    pods = cluster.get("pods", "--selector", selector)["items"]
-    containers = {pod["metadata"]["name"]: pod["status"]["containerStatuses"][0] for pod in pods}
-    return {name: status["restartCount"] if status["ready"] else -1 for name, status in containers.items()}
+    """How often the container of each of the pods was restarted, once all are ready.
+
+    A kubelet that has just started says of no pod with a probe that it is.
+    """
+    found: dict[str, int] = {}
+
+    def ready() -> bool:
+        pods = cluster.get("pods", "--selector", selector)["items"]
+        statuses = {pod["metadata"]["name"]: pod["status"]["containerStatuses"][0] for pod in pods}
+        found.clear()
+        found.update((name, status["restartCount"]) for name, status in statuses.items())
+        return all(status["ready"] for status in statuses.values())
+
+    cluster.wait_until(ready, 90, f"the pods {selector} are ready")
+    return found
 
 
 def assert_answers(argv: Sequence[str | Path], expected: Iterable[str]) -> None:
