@@ -87,14 +87,6 @@ def forget_pods(paths: Paths, *, sandboxes: set[str], older_than: float) -> list
     return gone
 
 
-def is_idle(paths: Paths) -> bool:
-    """Whether no environment is being fetched now."""
-    try:
-        return not os.listdir(paths.work)
-    except FileNotFoundError:
-        return True
-
-
 def _roots(paths: Paths) -> list[str]:
     try:
         return sorted(name for name in os.listdir(paths.gc_roots) if name.startswith(_POD))

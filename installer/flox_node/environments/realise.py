@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
 
-from flox_node.environments import floxhub, index, locks, roots, views
+from flox_node.environments import floxhub, index, locks, roots, views, work
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import BuildFailedError
 from flox_node.environments.index import Question, Resolution
@@ -46,8 +44,7 @@ def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None
     if found is not None:
         return found
     # One lock per environment, not per question: the branch may move on between the answer of the hub and our reading.
-    lock = "realise-" + index.digest(policy.git_url, reference.environment)
-    with locks.hold(paths.locks, lock, deadline):
+    with work.locked(index.digest(policy.git_url, reference.environment), paths, deadline):
         return index.lookup(question, paths) or _realise(question, policy, paths, token, ca_file, deadline)
 
 
@@ -59,70 +56,50 @@ def _realise(
     from flox_node.environments.floxmeta import Floxmeta
 
     reference = question.reference
-    with _private_folder(paths, index.digest(question.hub, reference.environment)) as folder:
-        env = flox_cli.private_environment(folder, policy, token=token, ca_file=ca_file)
-        meta = Floxmeta(_program("git", paths), f"{folder}/floxmeta", env, deadline)
-        generation = meta.read(reference, policy.git_url)
-        # What was read counts from here on, wherever the branch's tip was before.
-        question = Question(question.hub, reference, generation.commit, question.mode, question.system)
-        found = index.lookup(question, paths)
-        if found is not None:
-            return found
-        lock.check(generation.lock, question.system)
-        exact = Reference(reference.owner, reference.name, generation.number)
-        built = flox_cli.pull(
-            exact, folder=folder, env=env, token=token, system=question.system, deadline=deadline, paths=paths
-        )
-        # Only a forced push can change a generation's content between our reading it and Flox' pulling it. What was
-        # built then is not what was checked and not what this commit stands for.
-        if built.lock.get("packages") != generation.lock.get("packages"):
-            raise BuildFailedError(
-                f"generation {generation.number} was changed on FloxHub while it was fetched.",
-                remedy="The kubelet tries again by itself.",
+    with contextlib.ExitStack() as held:
+        with work.private_folder(index.digest(question.hub, reference.environment), paths) as folder:
+            env = flox_cli.private_environment(folder, policy, token=token, ca_file=ca_file)
+            meta = Floxmeta(_program("git", paths), f"{folder}/floxmeta", env, deadline)
+            generation = meta.read(reference, policy.git_url)
+            # What was read counts from here on, wherever the branch's tip was before.
+            question = Question(question.hub, reference, generation.commit, question.mode, question.system)
+            found = index.lookup(question, paths)
+            if found is not None:
+                return found
+            lock.check(generation.lock, question.system)
+            exact = Reference(reference.owner, reference.name, generation.number)
+            built = flox_cli.pull(
+                exact, folder=folder, env=env, token=token, system=question.system, deadline=deadline, paths=paths
             )
-        store_path = built.store_paths.get(question.mode)
-        if store_path is None:
-            raise BuildFailedError(f"Flox said that it succeeded, but built no environment for mode {question.mode}.")
-        key = closure.hash_part(store_path)
-        resolution = Resolution(
-            environment=reference.environment,
-            generation=generation.number,
-            commit=generation.commit,
-            mode=question.mode,
-            system=question.system,
-            store_path=store_path,
-            view=paths.view(key),
-        )
-        # Equal environments have one view and one root, whatever their names and locks.
-        with locks.hold(paths.locks, f"view-{key}", deadline):
+            # Only a forced push can change a generation's content between our reading it and Flox' pulling it. What was
+            # built then is not what was checked and not what this commit stands for.
+            if built.lock.get("packages") != generation.lock.get("packages"):
+                raise BuildFailedError(
+                    f"generation {generation.number} was changed on FloxHub while it was fetched.",
+                    remedy="The kubelet tries again by itself.",
+                )
+            store_path = built.store_paths.get(question.mode)
+            if store_path is None:
+                raise BuildFailedError(
+                    f"Flox said that it succeeded, but built no environment for mode {question.mode}."
+                )
+            key = closure.hash_part(store_path)
+            resolution = Resolution(
+                environment=reference.environment,
+                generation=generation.number,
+                commit=generation.commit,
+                mode=question.mode,
+                system=question.system,
+                store_path=store_path,
+                view=paths.view(key),
+            )
+            # Equal environments have one view and one root, whatever their names and locks.
+            held.enter_context(locks.hold(paths.locks, f"view-{key}", deadline))
             roots.add(key, store_path, paths)
             views.make(key, closure.requisites(store_path, paths), paths)
-            index.record(question, resolution, paths)
+        # Last, when the private folder is wiped: whoever finds this does not look for what a killed one left.
+        index.record(question, resolution, paths)
     return resolution
-
-
-@contextlib.contextmanager
-def _private_folder(paths: Paths, name: str) -> Iterator[str]:
-    """A fresh folder for one realisation, wiped afterwards; what killed ones of this environment left goes first."""
-    import tempfile
-
-    os.makedirs(paths.work, mode=0o700, exist_ok=True)
-    for leftover in os.listdir(paths.work):
-        if leftover.startswith(f"{name}-"):
-            _wipe(f"{paths.work}/{leftover}")
-    folder = tempfile.mkdtemp(prefix=f"{name}-", dir=paths.work)
-    try:
-        yield folder
-    finally:
-        _wipe(folder)
-
-
-def _wipe(folder: str) -> None:
-    from flox_node.host.children import end_strays
-
-    # Whoever still runs would go on writing; every program of a realisation has this variable (see flox_cli).
-    end_strays("TMPDIR", f"{folder}/tmp")
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _program(name: str, paths: Paths) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flox_node.actions import ImportImage, PlacePayload, WritePolicy
 from flox_node.actions.paths import CURRENT
 from flox_node.containerd import commit, daemon
-from flox_node.environments import collect
+from flox_node.environments import collect, work
 from flox_node.environments.paths import Paths
 from flox_node.errors import OutsideError
 from flox_node.host import Host
@@ -81,7 +81,8 @@ def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
             take_back(host, ledger, record, report, purge=False, waiting=False)
         if payloads:
             _conclude(ledger)
-        nix = _collect_garbage(host) if sandboxes or environments or payloads else ""
+        is_idle = work.sweep(_paths(host))
+        nix = _collect_garbage(host) if is_idle and (sandboxes or environments or payloads) else ""
         return Swept(sandboxes, tuple(environments), payloads, nix)
 
 
@@ -106,7 +107,7 @@ def _old_payloads(host: Host, ledger: Ledger, since: float) -> tuple[str, ...]:
 
 
 def _collect_garbage(host: Host) -> str:
-    if not host.files.lexists("/nix/.created-by-flox-node") or not collect.is_idle(_paths(host)):
+    if not host.files.lexists("/nix/.created-by-flox-node"):
         return ""
     program = _manifest(host).entry_points["nix-store"]
     done = host.processes.run([program, "--gc"], env=NIX_ENVIRONMENT, timeout=_COLLECTION_S)

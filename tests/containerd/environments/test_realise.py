@@ -284,6 +284,17 @@ def test_a_realisation_that_was_killed_is_finished_by_the_next(node: StoreNode, 
     node.run(node.nix_store, "--verify", "--check-contents")
 
 
+def test_an_answer_is_in_the_index_only_once_the_private_folder_is_wiped(node: StoreNode) -> None:
+    """Whoever finds the answer there does not look into what a killed realisation left."""
+    index = node.real("/var/lib/flox-node/envs/index")
+    process = node.start("demo/hello")
+    while not (index.exists() and any(index.iterdir())):
+        assert process.poll() in (None, 0)
+    process.kill()
+    process.communicate()
+    assert node.pulls() == []
+
+
 def test_a_bug_is_an_answer_too_and_its_traceback_is_for_the_log(node: StoreNode) -> None:
     node.real("/opt/flox-node/payloads/test/manifest.json").write_text("{}")
     reply = node.realise("demo/hello")
