@@ -126,7 +126,7 @@ def test_the_kubelet_of_containerd_2_reports_the_handler(cluster: Cluster, flox:
 
 
 def test_a_deployment_runs_out_of_its_environment_and_answers_on_its_service(
-    cluster: Cluster, served: dict[str, str], applied: Callable[..., None]
+    cluster: Cluster, served: dict[str, str]
 ) -> None:
     assert sorted(served.values()) == ["worker-1", "worker-2"]
     address = cluster.get("service", "web")["spec"]["clusterIP"]
@@ -409,12 +409,11 @@ def test_an_uninstall_waits_while_flox_pods_run(cluster: Cluster, flox: FloxClus
     assert refused.returncode == 6
     assert "default/web-" in refused.stderr
     flox.mode("uninstall")  # and who does it with kubectl alone is told by the nodes
-    waiting = [node for node in cluster.nodes if flox.condition(node.name)["reason"] == "InUse"]
     cluster.wait_until(
         lambda: any(flox.condition(node.name)["reason"] == "InUse" for node in cluster.nodes), 120, "a node waits"
     )
     assert daemon_pids(cluster) == pids
-    assert all("flox" in node.cri.handlers() for node in cluster.nodes), waiting
+    assert all("flox" in node.cri.handlers() for node in cluster.nodes)
     flox.mode("install")
     flox.converged()
 

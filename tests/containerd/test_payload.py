@@ -139,7 +139,7 @@ def test_kill_at_any_time_then_the_next_run_finishes(payload: Payload, tmp_path:
 
     def clear() -> None:
         if has_nix:  # what an upgrade leaves
-            needed = _closure_of_nix(payload)
+            needed = payload.manifest.needed_by(payload.manifest.entry_points["nix-store"])
             for path in payload.manifest.store_paths:
                 if path.path not in needed:
                     remove_tree(root / path.path.lstrip("/"))
@@ -216,11 +216,6 @@ _ENVIRONMENT = {
     "NIX_CONFIG": "build-users-group =\n",
     "NIX_REMOTE": "local",
 }
-
-
-def _closure_of_nix(payload: Payload) -> set[str]:
-    program = manifests.store_path_of(payload.manifest.entry_points["nix-store"])
-    return manifests.closure([program], {path.path: path.references for path in payload.manifest.store_paths})
 
 
 def _nix(host: Host, payload: Payload, *arguments: str) -> str:

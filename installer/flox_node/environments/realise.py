@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from typing import TYPE_CHECKING
 
 from flox_node.environments import floxhub, index, locks, roots, views, work
 from flox_node.environments.deadline import Deadline
@@ -20,6 +21,10 @@ from flox_node.environments.protocol import Request
 from flox_node.environments.reference import Reference
 from flox_node.errors import CorruptError
 from flox_node.state.policy import Policy
+
+if TYPE_CHECKING:
+    from flox_node.environments.flox_cli import Built
+    from flox_node.environments.floxmeta import Generation
 
 
 def system() -> str:
@@ -44,12 +49,19 @@ def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None
     if found is not None:
         return found
     # One lock per environment, not per question: the branch may move on between the answer of the hub and our reading.
-    with work.locked(index.digest(policy.git_url, reference.environment), paths, deadline):
-        return index.lookup(question, paths) or _realise(question, policy, paths, token, ca_file, deadline)
+    name = index.digest(policy.git_url, reference.environment)
+    with work.locked(name, paths, deadline):
+        return index.lookup(question, paths) or _realise(name, question, policy, paths, token, ca_file, deadline)
 
 
 def _realise(
-    question: Question, policy: Policy, paths: Paths, token: str | None, ca_file: str | None, deadline: Deadline
+    name: str,
+    question: Question,
+    policy: Policy,
+    paths: Paths,
+    token: str | None,
+    ca_file: str | None,
+    deadline: Deadline,
 ) -> Resolution:
     # Imported here: the usual call finds its answer in the index and starts no program.
     from flox_node.environments import closure, flox_cli, lock
@@ -57,7 +69,7 @@ def _realise(
 
     reference = question.reference
     with contextlib.ExitStack() as held:
-        with work.private_folder(index.digest(question.hub, reference.environment), paths) as folder:
+        with work.private_folder(name, paths) as folder:
             env = flox_cli.private_environment(folder, policy, token=token, ca_file=ca_file)
             meta = Floxmeta(_program("git", paths), f"{folder}/floxmeta", env, deadline)
             generation = meta.read(reference, policy.git_url)
@@ -71,35 +83,39 @@ def _realise(
             built = flox_cli.pull(
                 exact, folder=folder, env=env, token=token, system=question.system, deadline=deadline, paths=paths
             )
-            # Only a forced push can change a generation's content between our reading it and Flox' pulling it. What was
-            # built then is not what was checked and not what this commit stands for.
-            if built.lock.get("packages") != generation.lock.get("packages"):
-                raise BuildFailedError(
-                    f"generation {generation.number} was changed on FloxHub while it was fetched.",
-                    remedy="The kubelet tries again by itself.",
-                )
-            store_path = built.store_paths.get(question.mode)
-            if store_path is None:
-                raise BuildFailedError(
-                    f"Flox said that it succeeded, but built no environment for mode {question.mode}."
-                )
+            store_path = _store_path(built, generation, question.mode)
             key = closure.hash_part(store_path)
-            resolution = Resolution(
-                environment=reference.environment,
-                generation=generation.number,
-                commit=generation.commit,
-                mode=question.mode,
-                system=question.system,
-                store_path=store_path,
-                view=paths.view(key),
-            )
             # Equal environments have one view and one root, whatever their names and locks.
             held.enter_context(locks.hold(paths.locks, f"view-{key}", deadline))
             roots.add(key, store_path, paths)
             views.make(key, closure.requisites(store_path, paths), paths)
+        resolution = Resolution(
+            environment=reference.environment,
+            generation=generation.number,
+            commit=generation.commit,
+            mode=question.mode,
+            system=question.system,
+            store_path=store_path,
+            view=paths.view(key),
+        )
         # Last, when the private folder is wiped: whoever finds this does not look for what a killed one left.
         index.record(question, resolution, paths)
     return resolution
+
+
+def _store_path(built: Built, generation: Generation, mode: str) -> str:
+    """The environment that was built, if it is what was checked before."""
+    # Only a forced push can change a generation's content between our reading it and Flox' pulling it. What was built
+    # then is not what was checked and not what this commit stands for.
+    if built.lock.get("packages") != generation.lock.get("packages"):
+        raise BuildFailedError(
+            f"generation {generation.number} was changed on FloxHub while it was fetched.",
+            remedy="The kubelet tries again by itself.",
+        )
+    store_path = built.store_paths.get(mode)
+    if store_path is None:
+        raise BuildFailedError(f"Flox said that it succeeded, but built no environment for mode {mode}.")
+    return store_path
 
 
 def _program(name: str, paths: Paths) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from flox_node.environments import locks
 from flox_node.environments.deadline import Deadline
@@ -13,15 +14,13 @@ from flox_node.environments.errors import DeadlineError
 from flox_node.environments.paths import Paths
 
 
-@contextlib.contextmanager
-def locked(name: str, paths: Paths, deadline: Deadline) -> Iterator[None]:
+def locked(name: str, paths: Paths, deadline: Deadline) -> AbstractContextManager[None]:
     """Be the one who realises the environment `name`, a digest.
 
     Raises:
         DeadlineError: somebody else is, until then.
     """
-    with locks.hold(paths.locks, f"realise-{name}", deadline):
-        yield
+    return locks.hold(paths.locks, f"realise-{name}", deadline)
 
 
 @contextlib.contextmanager

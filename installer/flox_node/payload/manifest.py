@@ -72,11 +72,16 @@ class Manifest:
         Those behind the entry points, and whatever no entry point needs.
         """
         roots = {name: store_path_of(target) for name, target in self.entry_points.items()}
-        kept = closure(roots.values(), {path.path: path.references for path in self.store_paths})
+        kept = self.needed_by(*self.entry_points.values())
         for path in self.store_paths:
             if path.path not in kept:
                 roots[path.name] = path.path
         return roots
+
+    def needed_by(self, *programs: str) -> set[str]:
+        """The store paths of these programs and all that they refer to."""
+        tops = (store_path_of(program) for program in programs)
+        return closure(tops, {path.path: path.references for path in self.store_paths})
 
 
 def seal(

@@ -56,11 +56,15 @@ NIX_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Survey:
-    """What of a payload a node lacks. All empty and true: placing it would change nothing."""
+    """What of a payload a node lacks. All empty and true: placing it would change nothing.
+
+    `store_is_empty`: no path at all is registered, whoever's it is.
+    """
 
     unregistered: tuple[StorePath, ...]
     roots: tuple[str, ...]
     has_folder: bool
+    store_is_empty: bool
 
     @property
     def complete(self) -> bool:
@@ -98,6 +102,7 @@ def survey(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> Survey:
         has_folder=placed is not None
         and placed == manifests.dump(manifest)
         and not changed_files(host, manifest, prefix=prefix),
+        store_is_empty=not registered,
     )
 
 
@@ -151,7 +156,13 @@ def place(host: Host, payload: Payload, *, prefix: str = PREFIX, repair: bool = 
         for made in (STORE, STAGING, f"{ROOTS}/payload-{manifest.id}", "/nix/var/nix/db", f"{prefix}/payloads"):
             _make_folders(host, made)
         with _staging(host) as staging, _no_collection(host):
-            lacking = survey(host, manifest, prefix=prefix).unregistered
+            found = survey(host, manifest, prefix=prefix)
+            if found.store_is_empty:
+                # Nix takes a database for made once its schema file is there, and refuses an empty one. A kill while
+                # Nix wrote it, or a power cut that took the tables, would so stop every later run; without it, Nix
+                # makes what lacks.
+                host.files.remove(_SCHEMA)
+            lacking = found.unregistered
             missing = _not_whole(host, manifest.store_paths if repair else lacking)
             _check_space(host, missing)
             with _registration(host, manifest, lacking, missing) as register:
@@ -358,14 +369,8 @@ def _registration(
     program = manifest.entry_points.get("nix-store")
     if program is None:
         raise RefusedError("The payload has no entry point nix-store, so nothing can register its store paths.")
-    if not valid_paths(host.files.real(DATABASE)):
-        # Nix takes a database for made once its schema file is there, and refuses an empty one. A kill while Nix wrote
-        # it, or a power cut that took the tables, would so stop every later run; without it, Nix makes what lacks.
-        host.files.remove(_SCHEMA)
     nix = host.processes.started([program, "--load-db"], env=NIX_ENVIRONMENT)
-    needed = manifests.closure(
-        [manifests.store_path_of(program)], {path.path: path.references for path in manifest.store_paths}
-    )
+    needed = manifest.needed_by(program)
     with ExitStack() as stack:
         is_there = needed.isdisjoint(path.path for path in missing)
         waiting = stack.enter_context(nix) if is_there else None

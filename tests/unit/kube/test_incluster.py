@@ -54,12 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A service account's folder; its ca.crt is the server's own certificate."""
-    folder = tmp_path_factory.mktemp("account")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.crt"), "-subj", "/CN=127.0.0.1"]
-    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
-    (folder / "token").write_text("the-token\n")
-    return folder
+    return _account(tmp_path_factory.mktemp("account"))
 
 
 @pytest.fixture
@@ -77,8 +72,7 @@ def server(account: Path) -> Generator[Server]:
 
 @pytest.fixture
 def api(server: Server, account: Path) -> InCluster:
-    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.server_address[1])}
-    return InCluster(account, environment)
+    return InCluster(account, _environment(server.server_address[1]))
 
 
 def test_a_request_carries_the_token_the_kind_of_its_body_and_its_query(api: InCluster, server: Server) -> None:
@@ -153,22 +147,27 @@ def test_a_watch_yields_its_events_and_a_refused_one_is_an_error(api: InCluster,
         list(api.watch("/leases", query=query, timeout_s=5))
 
 
-def test_a_server_with_another_certificate_gets_no_token(server: Server, account: Path, tmp_path: Path) -> None:
-    stranger = tmp_path / "stranger"
-    stranger.mkdir()
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(stranger / "key.pem"), "-out", str(stranger / "ca.crt"), "-subj", "/CN=other"]
-    subprocess.run(command, check=True, capture_output=True)
-    (stranger / "token").write_text("the-token")
-    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.server_address[1])}
+def test_a_server_with_another_certificate_gets_no_token(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ApiError, match="does not answer"):
-        InCluster(stranger, environment).request("GET", "/a")
+        InCluster(_account(tmp_path), _environment(server.server_address[1])).request("GET", "/a")
     assert server.asked == []
 
 
 def test_nobody_listening_is_an_error_and_no_pod_is_a_usage_error(account: Path) -> None:
-    environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1"}
     with pytest.raises(ApiError, match="does not answer"):
-        InCluster(account, environment).request("GET", "/a")
+        InCluster(account, _environment(1)).request("GET", "/a")
     with pytest.raises(UsageError, match="no pod"):
         InCluster(account, {})
+
+
+def _account(folder: Path) -> Path:
+    """Fill a service account's folder; its ca.crt is a fresh certificate of 127.0.0.1, whose key is beside it."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "ca.crt"), "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    (folder / "token").write_text("the-token\n")
+    return folder
+
+
+def _environment(port: int) -> dict[str, str]:
+    return {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(port)}
