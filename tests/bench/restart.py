@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
-from flox_node.containerd.cri import CriClient
+from flox_node.containerd.live.cri import CriClient
 from flox_node.errors import OutsideError
 from tests.bed import flox
 from tests.bed.box import NodeBox

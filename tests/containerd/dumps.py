@@ -9,10 +9,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from flox_node.containerd import schema
-from flox_node.containerd.effective import Effective
-from flox_node.containerd.runtimes import tables_in_force
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.effective import Effective
+from flox_node.containerd.config.runtimes import tables_in_force
+from flox_node.containerd.config.version import ContainerdVersion
 from tests.bed import releases
 from tests.conftest import FULL
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from flox_node.containerd.editor import Handler, Patch, register, remove
+from flox_node.containerd.config.editor import Handler, Patch, register, remove
 from flox_node.errors import RefusedError
 from tests.conftest import FULL
 from tests.containerd.dumps import EXAMPLES, RELEASES, Dump, dump_bytes, version

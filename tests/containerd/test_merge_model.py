@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from flox_node.containerd import block, schema
-from flox_node.containerd.effective import load
+from flox_node.containerd.config import block, schema
+from flox_node.containerd.config.effective import load
 from flox_node.host import HostFiles
 from tests.conftest import FULL
 from tests.containerd.dumps import EXAMPLES, RELEASES, disagreements, dump, version

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flox_node.containerd import block, schema
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import load
-from flox_node.containerd.placement import place, withdraw
+from flox_node.containerd.config import block, schema
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import load
+from flox_node.containerd.config.placement import place, withdraw
 from flox_node.host import HostFiles
 from tests.bed import releases
 from tests.conftest import FULL

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from flox_node.containerd.cri import CriClient
-from flox_node.containerd.editor import Handler, register
-from flox_node.containerd.effective import Effective, MapReader, load
+from flox_node.containerd.config.editor import Handler, register
+from flox_node.containerd.config.effective import Effective, MapReader, load
+from flox_node.containerd.live.cri import CriClient
 from flox_node.errors import RefusedError
 from flox_node.host import HostFiles
 from tests.bed import releases

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flox_node.containerd import proof
-from flox_node.containerd.daemon import Daemon
-from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.registration import Plain
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.registration import Plain
+from flox_node.containerd.live import proof
+from flox_node.containerd.live.daemon import Daemon
 from flox_node.errors import FloxNodeError, RefusedError
 from flox_node.host import Host
 from tests.bed import releases

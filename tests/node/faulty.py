@@ -17,8 +17,8 @@ from typing import Any
 
 from flox_node.actions.register_handler import RegisterHandler
 from flox_node.cli import main
-from flox_node.containerd import commit, proof
-from flox_node.containerd.edit import Edit
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.live import commit, proof
 from flox_node.host import Host
 from flox_node.host.files import HostFiles
 from flox_node.host.systemd import BUS_SOCKET, DbusSystemd

@@ -12,7 +12,7 @@ from typing import Self
 
 import pytest
 
-from flox_node.containerd.cri import CriClient
+from flox_node.containerd.live.cri import CriClient
 from flox_node.errors import OutsideError
 from tests.bed import flox
 from tests.bed.box import NodeBox

@@ -20,7 +20,7 @@ from typing import Any
 
 import grpc
 
-from flox_node.containerd.grpc import as_bytes, fields
+from flox_node.containerd.live.grpc import as_bytes, fields
 from flox_node.errors import OutsideError
 from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitSettings, UnitStatus
 from flox_node.host.processes import Finish

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.actions.paths import CURRENT
-from flox_node.containerd.images import Archive, ImageStore, read_archive
+from flox_node.containerd.live.images import Archive, ImageStore, read_archive
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.payload.image import REFERENCE

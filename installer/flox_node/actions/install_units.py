@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.actions.paths import BIN
-from flox_node.containerd import commit
+from flox_node.containerd.live import commit
 from flox_node.host import Host
 from flox_node.state.ledger import STATE_DIR
 

@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 
 from flox_node.actions.base import Before, Missing, Progress, register
 from flox_node.actions.install_units import put_script
-from flox_node.containerd import daemon, nodeadm_check, proof, restart
-from flox_node.containerd.change import Change, carry_out, missing_folders, write, write_all
-from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.registration import Registration, from_json
-from flox_node.containerd.registration.nodeadm import FRAGMENTS
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.registration import Registration, from_json
+from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
+from flox_node.containerd.config.version import ContainerdVersion
+from flox_node.containerd.live import daemon, nodeadm_check, proof, restart
+from flox_node.containerd.live.change import Change, carry_out, missing_folders, write, write_all
+from flox_node.containerd.live.cri import CriStatus
 from flox_node.errors import OutsideError
 from flox_node.host import Host
 from flox_node.host.files import ConcurrentWriteError
@@ -37,7 +37,7 @@ RESTARTS_PER_HOUR = 6
 class RegisterHandler:
     """Put the handler's table where it belongs and have the containerd behind `socket` serve it.
 
-    `registration` says which files that are (see `flox_node.containerd.registration`), in its JSON form. A restart that
+    `registration` says which files that are (see `containerd.config.registration`), in its JSON form. A restart that
     is not confirmed within `deadline_s` seconds is undone; a server of k3s restarts a control plane and needs more.
     """
 

@@ -8,7 +8,7 @@ import json
 
 from flox_node.actions import RegisterHandler
 from flox_node.agent.seen import Seen
-from flox_node.containerd import daemon
+from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.host.watch import fingerprint

@@ -13,8 +13,8 @@ import typer
 from flox_node.cli.node import DEFAULT_ROOT, HostRoot
 
 if TYPE_CHECKING:
-    from flox_node.containerd.editor import Handler
-    from flox_node.containerd.version import ContainerdVersion
+    from flox_node.containerd.config.editor import Handler
+    from flox_node.containerd.config.version import ContainerdVersion
 
 app = typer.Typer(help="Read and patch containerd's configuration.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def patch(
 
     Always edits in place, for containerd 2.x too. Exits with 3 where registering would be wrong, and says why.
     """
-    from flox_node.containerd import editor
+    from flox_node.containerd.config import editor
     from flox_node.errors import UsageError
 
     version = _version(containerd_version)
@@ -83,7 +83,7 @@ def patch(
 
 def _check_imports(file: Path, version: ContainerdVersion) -> None:
     """What the imports of the file, as they are on this machine, mean for the patch: said on stderr, or refused."""
-    from flox_node.containerd.effective import load
+    from flox_node.containerd.config.effective import load
     from flox_node.errors import RefusedError
     from flox_node.host import HostFiles
 
@@ -115,8 +115,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show which file sets what, who shadows whom, what this containerd makes of it, and where our table belongs."""
-    from flox_node.containerd.effective import load
-    from flox_node.containerd.explain import report
+    from flox_node.containerd.config.effective import load
+    from flox_node.containerd.config.explain import report
     from flox_node.host import HostFiles
 
     reader = HostFiles(host_root)
@@ -133,7 +133,7 @@ def explain(
 
 
 def _running_version(host_root: Path, socket: str) -> str:
-    from flox_node.containerd import daemon
+    from flox_node.containerd.live import daemon
     from flox_node.errors import OutsideError
     from flox_node.host import Host
 
@@ -146,7 +146,7 @@ def _running_version(host_root: Path, socket: str) -> str:
 
 
 def _running_config(host_root: Path, socket: str) -> str:
-    from flox_node.containerd import daemon
+    from flox_node.containerd.live import daemon
     from flox_node.errors import RefusedError
     from flox_node.host import Host
 
@@ -157,13 +157,13 @@ def _running_config(host_root: Path, socket: str) -> str:
 
 
 def _version(text: str) -> ContainerdVersion:
-    from flox_node.containerd.version import ContainerdVersion
+    from flox_node.containerd.config.version import ContainerdVersion
 
     return ContainerdVersion.parse(text)
 
 
 def _handler(name: str, binary_name: str, runtime_path: str | None) -> Handler:
-    from flox_node.containerd.editor import Handler
+    from flox_node.containerd.config.editor import Handler
 
     return Handler(name, binary_name or None, runtime_path)
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from flox_node import __version__
-from flox_node.containerd import daemon
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Effective
-from flox_node.containerd.explain import report
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import Effective
+from flox_node.containerd.config.explain import report
+from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.host.probes import space

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flox_node.actions import ImportImage, PlacePayload, WritePolicy
 from flox_node.actions.paths import CURRENT
-from flox_node.containerd import commit, daemon
+from flox_node.containerd.live import commit, daemon
 from flox_node.environments import collect, work
 from flox_node.environments.paths import Paths
 from flox_node.errors import OutsideError

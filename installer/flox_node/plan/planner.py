@@ -19,9 +19,9 @@ from flox_node.actions import (
 from flox_node.actions.install_units import WANTS
 from flox_node.actions.paths import BIN, PREFIX
 from flox_node.actions.register_handler import RESTARTS_PER_HOUR
-from flox_node.containerd import daemon
-from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.registration import to_json
+from flox_node.containerd.config.registration import to_json
+from flox_node.containerd.live import daemon
+from flox_node.containerd.live.cri import CriStatus
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 from flox_node.payload import Payload

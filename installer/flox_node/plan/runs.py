@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from flox_node import __version__
 from flox_node.actions import Action, Guarded, Missing, action_from_json, action_to_json
-from flox_node.containerd import commit, daemon
+from flox_node.containerd.live import commit, daemon
 from flox_node.errors import InUseError
 from flox_node.host import Host
 from flox_node.host.lock import exclusive

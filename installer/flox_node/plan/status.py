@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flox_node.containerd import daemon
+from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError, RefusedError
 from flox_node.host import Host
 from flox_node.plan import drift, platforms

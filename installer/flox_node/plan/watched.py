@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flox_node.actions import InstallUnits, MountNix, PlacePayload, RegisterHandler, SwitchPayload, action_from_json
 from flox_node.actions.paths import BIN, CURRENT, SHIM
-from flox_node.containerd import daemon
+from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.payload.place import folder_of

@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flox_node.cli.containerd import app
-from flox_node.containerd.editor import Handler, register, remove
-from flox_node.containerd.effective import MapReader, load
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.editor import Handler, register, remove
+from flox_node.containerd.config.effective import MapReader, load
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 from tests.unit.containerd.corpus import Case, cases
 

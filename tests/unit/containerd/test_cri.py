@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from flox_node.containerd.cri import CriClient
+from flox_node.containerd.live.cri import CriClient
 from flox_node.errors import OutsideError
 from tests.unit.fake_node import FakeNode
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from flox_node.containerd.document import parse
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.document import parse
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 from tests.unit.containerd.corpus import files
 

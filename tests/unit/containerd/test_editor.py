@@ -4,9 +4,9 @@ import tomllib
 
 import pytest
 
-from flox_node.containerd import schema
-from flox_node.containerd.editor import Handler, Patch, register, remove
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.editor import Handler, Patch, register, remove
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 V1_6, V1_7, V2_1, V2_3 = (ContainerdVersion.parse(text) for text in ("1.6.20", "1.7.24", "2.1.9", "2.3.4"))

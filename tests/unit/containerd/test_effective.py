@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from flox_node.containerd import schema
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Effective, MapReader, glob, load
-from flox_node.containerd.placement import PlacedEdit, place, withdraw
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import Effective, MapReader, glob, load
+from flox_node.containerd.config.placement import PlacedEdit, place, withdraw
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 ROOT = "/etc/containerd/config.toml"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import MapReader
-from flox_node.containerd.registration import (
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import MapReader
+from flox_node.containerd.config.registration import (
     Copied,
     Edit,
     K0s,
@@ -25,8 +25,8 @@ from flox_node.containerd.registration import (
     from_json,
     to_json,
 )
-from flox_node.containerd.registration.nodeadm import FRAGMENT, USER_DATA
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.registration.nodeadm import FRAGMENT, USER_DATA
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import CorruptError, RefusedError
 
 V2, V3 = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import UsageError
 
 

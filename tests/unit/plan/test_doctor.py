@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flox_node.containerd.cri import Container, Sandbox
-from flox_node.containerd.effective import MapReader, load
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.effective import MapReader, load
+from flox_node.containerd.config.version import ContainerdVersion
+from flox_node.containerd.live.cri import Container, Sandbox
 from flox_node.environments.annotations import annotation_faults
 from flox_node.host import RunningProcess
 from flox_node.host.probes import FolderProbe, Space

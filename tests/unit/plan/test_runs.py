@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flox_node.containerd import change
+from flox_node.containerd.live import change
 from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, RolledBackError
 from flox_node.host import HostFiles, selinux
 from flox_node.host.lock import exclusive

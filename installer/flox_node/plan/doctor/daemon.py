@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.effective import Finding
+from flox_node.containerd.config.effective import Finding
+from flox_node.containerd.live.cri import CriStatus
 from flox_node.errors import FloxNodeError
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, skipped, told, warning
 from flox_node.plan.doctor.node import Node

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
-from flox_node.containerd import daemon as containerd
-from flox_node.containerd.cri import CriStatus, Sandbox
-from flox_node.containerd.effective import Effective, load
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.effective import Effective, load
+from flox_node.containerd.config.version import ContainerdVersion
+from flox_node.containerd.live import daemon as containerd
+from flox_node.containerd.live.cri import CriStatus, Sandbox
 from flox_node.errors import FloxNodeError, OutsideError, UsageError
 from flox_node.host import Host, RunningProcess
 from flox_node.plan.planner import Settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.containerd import daemon, schema
-from flox_node.containerd.effective import Effective, load
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.effective import Effective, load
+from flox_node.containerd.live import daemon
 from flox_node.plan.doctor.check import Check, Verdict, told
 from flox_node.plan.doctor.node import Node
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flox_node.containerd import daemon
-from flox_node.containerd.cri import Container, Sandbox
+from flox_node.containerd.live import daemon
+from flox_node.containerd.live.cri import Container, Sandbox
 from flox_node.environments.annotations import annotation_faults
 from flox_node.plan.doctor.check import Check, State, Verdict, skipped, told
 from flox_node.plan.doctor.node import Node

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flox_node.containerd import daemon
+from flox_node.containerd.live import daemon
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 from flox_node.plan.platforms.platform import LIVE, Layer, Platform, Sign, SignKind

@@ -1,7 +1,7 @@
 """EKS on Amazon Linux 2: bootstrap.sh copies the image's file over the configuration when the two differ."""
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import Copied, Registration
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import Copied, Registration
 from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
 
 _SOURCE = "/etc/eks/containerd/containerd-config.toml"

@@ -1,7 +1,7 @@
 """EKS on Amazon Linux 2023: nodeadm writes the configuration at every boot."""
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import NodeConfig, Registration
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import NodeConfig, Registration
 from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
 
 

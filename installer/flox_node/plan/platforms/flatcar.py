@@ -1,7 +1,7 @@
 """Flatcar: the image's configuration is read-only; the unit says which one is used."""
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import Plain, Registration, Relocated
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import Plain, Registration, Relocated
 from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
 
 _CONFIG = "/etc/containerd/config.toml"

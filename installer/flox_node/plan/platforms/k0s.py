@@ -1,7 +1,7 @@
 """k0s: containerd is its child; drop-ins of CRI runtimes have a folder of their own."""
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import K0s, Plain, Registration
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import K0s, Plain, Registration
 from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
 
 _MANAGED = b"# k0s_managed=true"

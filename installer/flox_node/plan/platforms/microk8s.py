@@ -1,7 +1,7 @@
 """MicroK8s: a snap whose configuration is rendered from a template that survives its updates."""
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import Registration, Template
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import Registration, Template
 from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
 
 _TEMPLATE = "/var/snap/microk8s/current/args/containerd-template.toml"

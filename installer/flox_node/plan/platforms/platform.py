@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import Plain, Registration
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import Plain, Registration
 
 
 class SignKind(StrEnum):

@@ -1,7 +1,7 @@
 """k3s and RKE2: one service is kubelet, containerd's parent and, on servers, the control plane."""
 
-from flox_node.containerd.effective import Reader
-from flox_node.containerd.registration import Rancher, Registration
+from flox_node.containerd.config.effective import Reader
+from flox_node.containerd.config.registration import Rancher, Registration
 from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
 
 _SOCKET = "/run/k3s/containerd/containerd.sock"  # RKE2's, too

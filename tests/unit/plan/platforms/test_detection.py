@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flox_node.containerd import daemon
+from flox_node.containerd.live import daemon
 from flox_node.errors import RefusedError, UsageError
 from flox_node.plan.platforms import all_platforms, recognise
 from tests.unit.plan.platforms.trees import Node, Process, containerd, kubelet

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from flox_node.containerd.edit import SourceEdit
-from flox_node.containerd.nodeadm_check import NODEADM, require_accepted
+from flox_node.containerd.config.edit import SourceEdit
+from flox_node.containerd.live.nodeadm_check import NODEADM, require_accepted
 from flox_node.errors import RefusedError
 from flox_node.host import Completed, Host, HostFiles
 from flox_node.payload import Payload

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.containerd.document import Document, Path, Statement
+from flox_node.containerd.config.document import Document, Path, Statement
 
 _NEWLINE_ADDED = ", after an added newline"
 _WAS = "# flox-node: was | "

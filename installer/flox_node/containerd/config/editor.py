@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.containerd import block, schema
-from flox_node.containerd.document import Document, Path, parse
-from flox_node.containerd.merge import merge
-from flox_node.containerd.runtimes import CriSettings, interpret
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import block, schema
+from flox_node.containerd.config.document import Document, Path, parse
+from flox_node.containerd.config.merge import merge
+from flox_node.containerd.config.runtimes import CriSettings, interpret
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 _OUR_BINARY = "flox-runtime"

@@ -11,9 +11,9 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from flox_node.containerd import schema
-from flox_node.containerd.document import Document
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.document import Document
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 Data = dict[str, Any]

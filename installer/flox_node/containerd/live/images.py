@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flox_node.containerd.grpc import ProtocolError, as_bytes, as_map, as_text, call, field, fields, map_field
+from flox_node.containerd.live.grpc import ProtocolError, as_bytes, as_map, as_text, call, field, fields, map_field
 from flox_node.errors import CorruptError, OutsideError
 
 _NAMESPACE = {"containerd-namespace": "k8s.io"}

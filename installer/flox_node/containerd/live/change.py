@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flox_node.containerd import commit, daemon, restart
-from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.daemon import Daemon
-from flox_node.containerd.edit import Edit
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.live import commit, daemon, restart
+from flox_node.containerd.live.cri import CriStatus
+from flox_node.containerd.live.daemon import Daemon
 from flox_node.errors import FloxNodeError, OutsideError, RolledBackError
 from flox_node.host import Host
 

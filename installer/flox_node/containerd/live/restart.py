@@ -6,8 +6,8 @@ import json
 import time
 from collections.abc import Sequence
 
-from flox_node.containerd.cri import CriStatus
-from flox_node.containerd.daemon import Daemon, config_argument, cri
+from flox_node.containerd.live.cri import CriStatus
+from flox_node.containerd.live.daemon import Daemon, config_argument, cri
 from flox_node.errors import BusyError, FloxNodeError, OutsideError, RefusedError
 from flox_node.host import Host
 from flox_node.host.systemd import UnitSettings

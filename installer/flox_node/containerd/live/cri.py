@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flox_node.containerd.grpc import ProtocolError, as_bytes, as_map, as_number, as_text, call, fields
+from flox_node.containerd.live.grpc import ProtocolError, as_bytes, as_map, as_number, as_text, call, fields
 from flox_node.errors import OutsideError
 
 _CONTAINER_EXITED = 2

@@ -12,11 +12,11 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flox_node.containerd.daemon import Daemon
-from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Effective, MapReader, load
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import Effective, MapReader, load
+from flox_node.containerd.config.version import ContainerdVersion
+from flox_node.containerd.live.daemon import Daemon
 from flox_node.errors import OutsideError, RefusedError
 from flox_node.host import Host
 

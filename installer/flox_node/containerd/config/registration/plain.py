@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.containerd import placement
-from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Reader, load
-from flox_node.containerd.registration.base import changed, known
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import placement
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import Reader, load
+from flox_node.containerd.config.registration.base import changed, known
+from flox_node.containerd.config.version import ContainerdVersion
 
 
 @known

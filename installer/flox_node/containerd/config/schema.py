@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 CRI = "cri"  # schema 1

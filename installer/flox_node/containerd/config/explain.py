@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Effective, Reader
-from flox_node.containerd.placement import place
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import Effective, Reader
+from flox_node.containerd.config.placement import place
 from flox_node.errors import RefusedError
 
 _STATES = {

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import Handler
-from flox_node.containerd.effective import Effective, Reader
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.effective import Effective, Reader
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import CorruptError, RefusedError
 
 

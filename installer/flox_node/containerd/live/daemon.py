@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flox_node.containerd.cri import CriClient
+from flox_node.containerd.live.cri import CriClient
 from flox_node.errors import RefusedError
 from flox_node.host import Host, RunningProcess
 

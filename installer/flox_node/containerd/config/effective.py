@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
-from flox_node.containerd import schema
-from flox_node.containerd.document import Document, Path, parse
-from flox_node.containerd.merge import merge
-from flox_node.containerd.runtimes import CriSettings, interpret, tables_in_force
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.document import Document, Path, parse
+from flox_node.containerd.config.merge import merge
+from flox_node.containerd.config.runtimes import CriSettings, interpret, tables_in_force
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 _CRI_TABLES = (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME, schema.CRI_IMAGES)

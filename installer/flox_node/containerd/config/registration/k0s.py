@@ -6,14 +6,14 @@ import posixpath
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.containerd import placement, schema
-from flox_node.containerd.document import parse
-from flox_node.containerd.edit import Edit, SourceEdit
-from flox_node.containerd.editor import Handler, is_our_binary
-from flox_node.containerd.effective import Reader, load
-from flox_node.containerd.registration.base import changed, known, require_cri
-from flox_node.containerd.registration.plain import Plain
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import placement, schema
+from flox_node.containerd.config.document import parse
+from flox_node.containerd.config.edit import Edit, SourceEdit
+from flox_node.containerd.config.editor import Handler, is_our_binary
+from flox_node.containerd.config.effective import Reader, load
+from flox_node.containerd.config.registration.base import changed, known, require_cri
+from flox_node.containerd.config.registration.plain import Plain
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flox_node.containerd import block, schema
-from flox_node.containerd.document import Path
-from flox_node.containerd.edit import Edit, SourceEdit
-from flox_node.containerd.editor import Handler, inherited_table, table_for
-from flox_node.containerd.effective import Effective, Reader, load
-from flox_node.containerd.registration.base import changed, known, require_cri
-from flox_node.containerd.registration.plain import Plain
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import block, schema
+from flox_node.containerd.config.document import Path
+from flox_node.containerd.config.edit import Edit, SourceEdit
+from flox_node.containerd.config.editor import Handler, inherited_table, table_for
+from flox_node.containerd.config.effective import Effective, Reader, load
+from flox_node.containerd.config.registration.base import changed, known, require_cri
+from flox_node.containerd.config.registration.plain import Plain
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 FRAGMENTS = "/etc/eks/nodeadm.d"

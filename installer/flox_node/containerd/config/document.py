@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 _BOM = b"\xef\xbb\xbf"

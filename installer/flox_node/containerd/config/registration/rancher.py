@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flox_node.containerd import block, placement, schema
-from flox_node.containerd.document import Path, parse
-from flox_node.containerd.edit import Edit, SourceEdit
-from flox_node.containerd.editor import Handler, Patch, register
-from flox_node.containerd.effective import Reader, load
-from flox_node.containerd.registration.base import changed, known, require_cri
-from flox_node.containerd.registration.plain import Plain
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import block, placement, schema
+from flox_node.containerd.config.document import Path, parse
+from flox_node.containerd.config.edit import Edit, SourceEdit
+from flox_node.containerd.config.editor import Handler, Patch, register
+from flox_node.containerd.config.effective import Reader, load
+from flox_node.containerd.config.registration.base import changed, known, require_cri
+from flox_node.containerd.config.registration.plain import Plain
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 _HEAD = "{{/* flox-node: this file was made by flox-node; the next line is what is rendered without it */}}\n"

@@ -12,10 +12,10 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flox_node.containerd import block, schema
-from flox_node.containerd.document import parse
-from flox_node.containerd.edit import Edit
-from flox_node.containerd.editor import (
+from flox_node.containerd.config import block, schema
+from flox_node.containerd.config.document import parse
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import (
     Handler,
     Patch,
     inherited_table,
@@ -25,8 +25,8 @@ from flox_node.containerd.editor import (
     remove,
     table_for,
 )
-from flox_node.containerd.effective import Effective, LoadedFile, MapReader, Reader, covers, load
-from flox_node.containerd.runtimes import CriSettings
+from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, covers, load
+from flox_node.containerd.config.runtimes import CriSettings
 from flox_node.errors import RefusedError
 
 DROP_IN = "50-flox-node.toml"

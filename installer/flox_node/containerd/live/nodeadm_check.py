@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Sequence
 
-from flox_node.containerd.edit import Edit
+from flox_node.containerd.config.edit import Edit
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flox_node.containerd import schema
-from flox_node.containerd.merge import STAYS_IN_GRPC
-from flox_node.containerd.version import ContainerdVersion
+from flox_node.containerd.config import schema
+from flox_node.containerd.config.merge import STAYS_IN_GRPC
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
 _IMAGE_DEFAULTS = {"snapshotter": "overlayfs", "disable_snapshot_annotations": True, "discard_unpacked_layers": False}
