@@ -24,6 +24,8 @@ _V2, _V3 = CRI_PLUGINS[2], CRI_PLUGINS[3]
 _IMAGES = "io.containerd.cri.v1.images"
 _Tables = tuple[dict[str, str], dict[str, str]]
 _NVIDIA: _Tables = {"runtime_type": "io.containerd.runc.v2"}, {"BinaryName": "/usr/bin/nvidia-container-runtime"}
+_NODEADM_SOURCES = ("--config-source imds://user-data", "--config-source file:///etc/eks/nodeadm.d/")
+_NODEADM_CACHE = "--config-cache /run/eks/nodeadm/config.json"
 _KATA: _Tables = {"runtime_type": "io.containerd.kata-qemu.v2"}, {}
 
 
@@ -266,9 +268,12 @@ def _eks_al2023(release: str, neighbour: str) -> Outfit:
         os_release='ID="amzn"\nVERSION_ID="2023"\n',
         programs={"/usr/bin/nodeadm": "double"},
         units={
-            "nodeadm-config.service": _service("/usr/bin/nodeadm init --user-data", before="containerd.service"),
+            "nodeadm-config.service": _service(
+                f"/usr/bin/nodeadm init --skip run {_NODEADM_SOURCES[0]} {_NODEADM_CACHE}", before="containerd.service"
+            ),
             "nodeadm-run.service": _service(
-                "/bin/sh -c 'nodeadm init && systemctl restart containerd kubelet'",
+                f"/bin/sh -c 'nodeadm init --skip config {' '.join(_NODEADM_SOURCES)} {_NODEADM_CACHE}"
+                " && systemctl restart containerd kubelet'",
                 after="nodeadm-config.service containerd.service kubelet.service",
             ),
         },

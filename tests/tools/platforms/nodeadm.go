@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"sort"
 	"strings"
 
@@ -19,7 +21,6 @@ const (
 	templateV2 = "/usr/share/nodeadm/config.template.toml"
 	templateV3 = "/usr/share/nodeadm/config2.template.toml"
 	userData   = "/usr/share/nodeadm/user-data.yaml"
-	fragments  = "/etc/eks/nodeadm.d"
 	config     = "/etc/containerd/config.toml"
 )
 
@@ -27,58 +28,99 @@ type nodeConfig struct {
 	APIVersion string `json:"apiVersion"`
 	Kind       string `json:"kind"`
 	Spec       struct {
-		Cluster    map[string]any `json:"cluster"`
+		Cluster    map[string]any `json:"cluster,omitempty"`
 		Containerd struct {
-			Config string `json:"config"`
-		} `json:"containerd"`
+			Config string `json:"config,omitempty"`
+		} `json:"containerd,omitempty"`
+		Kubelet struct {
+			Flags  []string       `json:"flags,omitempty"`
+			Config map[string]any `json:"config,omitempty"`
+		} `json:"kubelet,omitempty"`
+		FeatureGates map[string]bool `json:"featureGates,omitempty"`
 	} `json:"spec"`
 }
 
-// nodeadm: `init --user-data` (nodeadm-config.service), `init` (nodeadm-run.service), `config check -c SOURCE...`.
+// nodeadm: `init` with the flags of nodeadm-config.service and nodeadm-run.service, `config check` and `config dump`.
+//
+// As the real one it refuses sources that are missing or cannot be decoded, text with a newer plugin id on containerd
+// 1.x, and sources without a cluster's name; the second service saves the *merged* sources over the first one's cache.
 func nodeadm(args []string) error {
-	switch {
-	case len(args) == 1 && args[0] == "init":
-		return initialise([]string{userData, fragments})
-	case len(args) == 2 && args[0] == "init" && args[1] == "--user-data":
-		return initialise([]string{userData})
-	case len(args) > 2 && args[0] == "config" && args[1] == "check":
-		return check(args[2:])
+	given, err := parse(args)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("unknown arguments %q", args)
-}
-
-func check(args []string) error {
-	var sources []string
-	for index := 0; index+1 < len(args); index += 2 {
-		if args[index] != "-c" && args[index] != "--config-source" {
-			return fmt.Errorf("unknown flag %q", args[index])
+	switch strings.Join(given.command, " ") {
+	case "init":
+		return initialise(given)
+	case "config check":
+		_, err = load(given.sources)
+	case "config dump":
+		var found nodeConfig
+		if found, err = load(given.sources); err == nil {
+			err = json.NewEncoder(os.Stdout).Encode(found)
 		}
-		source := args[index+1]
-		if source == "imds://user-data" {
-			source = "file://" + userData
-		}
-		sources = append(sources, strings.TrimPrefix(source, "file://"))
-	}
-	_, cluster, err := load(sources)
-	if err == nil && len(cluster) == 0 {
-		err = errors.New("Name is missing in cluster configuration")
+	default:
+		err = fmt.Errorf("unknown command %q", given.command)
 	}
 	return err
 }
 
-// load merges the containerd configurations of all sources, later ones winning.
-func load(sources []string) (string, map[string]any, error) {
-	merged := map[string]any{}
-	cluster := map[string]any{}
+type arguments struct {
+	command []string
+	sources []string
+	skipped []string
+	cache   string
+}
+
+func parse(args []string) (arguments, error) {
+	var given arguments
+	for index := 0; index < len(args); index++ {
+		if !strings.HasPrefix(args[index], "-") {
+			given.command = append(given.command, args[index])
+			continue
+		}
+		if index+1 == len(args) {
+			return given, fmt.Errorf("%s needs a value", args[index])
+		}
+		flag, value := args[index], args[index+1]
+		index++
+		switch flag {
+		case "-c", "--config-source":
+			if value == "imds://user-data" {
+				value = "file://" + userData
+			}
+			path, isFile := strings.CutPrefix(value, "file://")
+			if !isFile {
+				return given, fmt.Errorf("unknown scheme of %q", value)
+			}
+			given.sources = append(given.sources, path)
+		case "-s", "--skip":
+			given.skipped = append(given.skipped, value)
+		case "--config-cache":
+			given.cache = value
+		default:
+			return given, fmt.Errorf("unknown flag %q", flag)
+		}
+	}
+	if len(given.sources) == 0 {
+		given.sources = []string{userData}
+	}
+	return given, nil
+}
+
+// load merges all sources, later ones winning. A single containerd text stays as it is; merged ones are written anew.
+func load(sources []string) (nodeConfig, error) {
+	merged := nodeConfig{APIVersion: "node.eks.aws/v1alpha1", Kind: "NodeConfig"}
+	merged.Spec.Cluster = map[string]any{}
 	for _, source := range sources {
 		files := []string{source}
 		if info, err := os.Stat(source); err != nil {
-			return "", nil, err
+			return merged, err
 		} else if info.IsDir() {
 			files = nil
 			entries, err := os.ReadDir(source)
 			if err != nil {
-				return "", nil, err
+				return merged, err
 			}
 			for _, entry := range entries {
 				switch strings.ToLower(filepath.Ext(entry.Name())) {
@@ -89,42 +131,80 @@ func load(sources []string) (string, map[string]any, error) {
 			sort.Strings(files)
 		}
 		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return "", nil, err
-			}
-			var found nodeConfig
-			if err := yaml.UnmarshalStrict(text, &found); err != nil {
-				return "", nil, fmt.Errorf("%s: %w", file, err)
-			}
-			if found.Kind != "NodeConfig" || !strings.HasPrefix(found.APIVersion, "node.eks.aws/") {
-				return "", nil, fmt.Errorf("%s: no kind %q is registered for version %q", file, found.Kind, found.APIVersion)
-			}
-			if err := mergeText(merged, found.Spec.Containerd.Config); err != nil {
-				return "", nil, fmt.Errorf("%s: %w", file, err)
-			}
-			for key, value := range found.Spec.Cluster {
-				cluster[key] = value
+			if err := merged.add(file); err != nil {
+				return merged, fmt.Errorf("%s: %w", file, err)
 			}
 		}
 	}
-	if len(merged) == 0 {
-		return "", cluster, nil
+	if merged.Spec.Cluster["name"] == nil {
+		return merged, errors.New("Name is missing in cluster configuration")
 	}
-	text, err := toml.Marshal(merged)
-	return string(text), cluster, err
+	return merged, nil
 }
 
-func initialise(sources []string) error {
-	given, _, err := load(sources)
+func (into *nodeConfig) add(file string) error {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	if len(sources) == 1 {
-		if err := cache(given); err != nil {
-			return err
+	var found nodeConfig
+	if err := yaml.UnmarshalStrict(text, &found); err != nil {
+		return err
+	}
+	if found.Kind != "NodeConfig" || !strings.HasPrefix(found.APIVersion, "node.eks.aws/") {
+		return fmt.Errorf("no kind %q is registered for version %q", found.Kind, found.APIVersion)
+	}
+	for key, value := range found.Spec.Cluster {
+		into.Spec.Cluster[key] = value
+	}
+	into.Spec.Kubelet.Flags = append(into.Spec.Kubelet.Flags, found.Spec.Kubelet.Flags...)
+	for key, value := range found.Spec.Kubelet.Config {
+		if into.Spec.Kubelet.Config == nil {
+			into.Spec.Kubelet.Config = map[string]any{}
+		}
+		into.Spec.Kubelet.Config[key] = value
+	}
+	was, is := into.Spec.Containerd.Config, found.Spec.Containerd.Config
+	if was == "" || is == "" {
+		into.Spec.Containerd.Config = was + is
+		return mergeText(map[string]any{}, is)
+	}
+	both := map[string]any{}
+	if err := errors.Join(mergeText(both, was), mergeText(both, is)); err != nil {
+		return err
+	}
+	written, err := toml.Marshal(both)
+	into.Spec.Containerd.Config = string(written)
+	return err
+}
+
+// initialise configures unless told to skip that, and then too if the sources no longer say what the cache does.
+func initialise(given arguments) error {
+	found, err := load(given.sources)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(given.skipped, "config") {
+		var cached nodeConfig
+		text, err := os.ReadFile(given.cache)
+		if err == nil && json.Unmarshal(text, &cached) == nil && reflect.DeepEqual(cached.Spec, found.Spec) {
+			return nil
 		}
 	}
+	if err := configure(found.Spec.Containerd.Config); err != nil || given.cache == "" {
+		return err
+	}
+	text, err := json.Marshal(found)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(given.cache), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(given.cache, text, 0o600)
+}
+
+func configure(given string) error {
 	release, err := major("containerd")
 	if err != nil {
 		return err
@@ -163,19 +243,6 @@ func initialise(sources []string) error {
 		return err
 	}
 	return os.WriteFile(config, migrated, 0o644)
-}
-
-// cache keeps what the user data say for nodeadm-run.service, which compares.
-func cache(given string) error {
-	spec := map[string]any{"containerd": map[string]any{"config": given}}
-	text, err := json.Marshal(map[string]any{"apiVersion": "node.eks.aws/v1alpha1", "kind": "NodeConfig", "spec": spec})
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll("/run/eks/nodeadm", 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile("/run/eks/nodeadm/config.json", text, 0o600)
 }
 
 func mergeText(into map[string]any, text string) error {

@@ -25,7 +25,7 @@ from flox_node.containerd.config.registration import (
     from_json,
     to_json,
 )
-from flox_node.containerd.config.registration.nodeadm import FRAGMENT, USER_DATA
+from flox_node.containerd.config.registration.nodeadm import CACHE, FRAGMENT
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import CorruptError, RefusedError
 
@@ -202,7 +202,7 @@ def test_a_fragment_for_nodeadm_follows_the_plugin_id_of_the_others(
 ) -> None:
     live = config(V2) if containerd.startswith("1") else config(V3, 3)
     spec = {"spec": {"containerd": {"config": user_data}}}
-    files = {LIVE: live, "/etc/eks/nodeadm.d/40-user.yaml": others.encode(), USER_DATA: json.dumps(spec).encode()}
+    files = {LIVE: live, "/etc/eks/nodeadm.d/40-user.yaml": others.encode(), CACHE: json.dumps(spec).encode()}
     fragment = applied(files, register(NodeConfig(LIVE), files, containerd))[FRAGMENT]
     assert re.search(rb"^apiVersion: node\.eks\.aws/v1alpha1\nkind: NodeConfig\nspec:\n", fragment, re.MULTILINE)
     assert runtimes(fragment_text(fragment), plugin)["flox"]["options"]["SystemdCgroup"] is True
@@ -215,6 +215,60 @@ def test_what_nodeadm_wrote_with_our_fragment_needs_no_further_edit() -> None:
         "pod_annotations", "runtime_path = ''\nsnapshotter = ''\npod_annotations"
     )
     assert register(NodeConfig(LIVE), {**after, LIVE: written.encode()}, "2.1.4") == ()
+
+
+FOREIGN = """[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.flox]
+runtime_type = 'io.containerd.runc.v2'
+runtime_path = '/usr/local/bin/containerd-shim-flox-v2'
+"""
+
+
+def cached(text: str) -> bytes:
+    return json.dumps({"spec": {"cluster": {"name": "demo"}, "containerd": {"config": text}}}).encode()
+
+
+def after_a_boot(files: Files, user_data: str = "") -> Files:
+    """What nodeadm-run.service leaves once our fragment is there: the merged sources in its cache."""
+    merged = "\n".join((fragment_text(files[FRAGMENT]).replace('"', "'"), user_data))
+    return {**files, CACHE: cached(merged)}
+
+
+@pytest.mark.parametrize("user_data", ["", f"[plugins.'{V2}'.registry]\nconfig_path = '/etc/containerd/certs.d'\n"])
+def test_our_own_handler_in_the_cache_of_nodeadm_is_no_strangers(user_data: str) -> None:
+    files = {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/.keep": b"", CACHE: cached(user_data)}
+    first = applied(files, register(NodeConfig(LIVE), files, "2.1.4"))
+    booted = after_a_boot(first, user_data)
+    assert register(NodeConfig(LIVE), booted, "2.1.4") == ()
+    upgraded = {**booted, LIVE: booted[LIVE].replace(b"SystemdCgroup = true", b"SystemdCgroup = false")}
+    (edit,) = (edit for edit in register(NodeConfig(LIVE), upgraded, "2.1.4") if edit.path == FRAGMENT)
+    assert b"SystemdCgroup = true" not in (edit.after or b""), "a repair goes through"
+    assert re.search((V2 if user_data else V3).encode(), edit.after or b""), "and follows the others, not ourselves"
+    moved = applied(booted, NodeConfig(LIVE).withdrawals(MapReader(booted), ContainerdVersion.parse("2.1.4"), FLOX))
+    assert FRAGMENT not in moved
+
+
+def test_a_strangers_handler_that_nodeadm_merged_with_ours_is_refused() -> None:
+    files = {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/.keep": b""}
+    with pytest.raises(RefusedError, match=r"config\.json"):
+        register(NodeConfig(LIVE), {**files, CACHE: cached(FOREIGN)}, "2.1.4")
+    first = applied(files, register(NodeConfig(LIVE), files, "2.1.4"))
+    mixed = cached(FOREIGN + f"[plugins.'{V3}'.containerd.runtimes.flox.options]\nBinaryName = '{FLOX.binary_name}'\n")
+    with pytest.raises(RefusedError, match=r"config\.json"):
+        register(NodeConfig(LIVE), {**first, CACHE: mixed}, "2.1.4")
+
+
+def test_our_handler_in_a_fragment_of_another_name_is_no_strangers() -> None:
+    files = {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/.keep": b""}
+    first = applied(files, register(NodeConfig(LIVE), files, "2.1.4"))
+    baked = {**files, "/etc/eks/nodeadm.d/60-image.yaml": first[FRAGMENT]}
+    assert applied(baked, register(NodeConfig(LIVE), baked, "2.1.4"))[FRAGMENT] == first[FRAGMENT]
+
+
+def test_a_migrated_configuration_that_spells_defaults_out_changes_nothing() -> None:
+    files = {LIVE: config(V3, 3), "/etc/eks/nodeadm.d/.keep": b""}
+    first = applied(files, register(NodeConfig(LIVE), files, "2.1.4"))
+    spelt = first[LIVE].replace(b'runtime_type = "io', b'sandboxer = "podsandbox"\nruntime_type = "io')
+    assert register(NodeConfig(LIVE), {**first, LIVE: spelt}, "2.1.4") == ()
 
 
 def test_a_handler_in_somebody_elses_fragment_is_refused_even_to_be_adopted() -> None:

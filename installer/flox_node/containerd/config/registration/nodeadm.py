@@ -2,6 +2,10 @@
 
 nodeadm picks its template by looking for plugin ids in the text that users gave it: with ids of schema 3 it takes that
 schema as it is, and what stands under an id of schema 2 is dead text then. So ours follows the others'.
+
+nodeadm-config.service reads the user data alone and keeps what it read in a cache. nodeadm-run.service then reads the
+fragments too, and where that says more than the cache, it configures again *and saves the merged result over the
+cache*: from the first boot with our fragment on, the cache holds our own handler.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +21,7 @@ from typing import Any, ClassVar
 from flox_node.containerd.config import block, schema
 from flox_node.containerd.config.document import Path
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.editor import Handler, inherited_table, table_for
+from flox_node.containerd.config.editor import Handler, inherited_table, is_our_binary, table_for
 from flox_node.containerd.config.effective import Effective, Reader, load
 from flox_node.containerd.config.registration.base import changed, known, require_cri
 from flox_node.containerd.config.registration.plain import Plain
@@ -25,8 +30,10 @@ from flox_node.errors import RefusedError
 
 FRAGMENTS = "/etc/eks/nodeadm.d"
 FRAGMENT = f"{FRAGMENTS}/50-flox-node.yaml"
-USER_DATA = "/run/eks/nodeadm/config.json"
-"""What nodeadm-config.service found in the instance's user data at this boot."""
+CACHE = "/run/eks/nodeadm/config.json"
+"""What nodeadm found at this boot: in the user data alone, or in them and in all fragments (see the top)."""
+_DEFAULTS = {"sandboxer": "podsandbox"}  # what a migrated configuration spells out; empty and false values apart
+_OUR_KEYS = {"runtime_type", "pod_annotations", "container_annotations", "base_runtime_spec", "options"}
 
 
 @known
@@ -47,15 +54,8 @@ class NodeConfig:
         """See Registration."""
         effective = load(self.config, reader, version)
         require_cri(effective)
-        others = list(self._others(reader))
-        foreign = re.compile(rf"""runtimes\s*\.\s*["']?{re.escape(handler.name)}["']?\s*[\].]""")
-        for path, text in others:
-            if foreign.search(text):
-                raise RefusedError(
-                    f'{path}: a handler "{handler.name}" that is not ours is registered already.',
-                    remedy="Take it out of the node group's user data or of that file: nodeadm would mix the two.",
-                )
-        text = self._text(effective, handler, _plugin([text for _, text in others], version))
+        others = self._others(reader, handler)
+        text = self._text(effective, handler, _plugin(others, version))
         source = SourceEdit(self.fragment, reader.read_optional(self.fragment), text.encode())
         fragments = (source,) if self._is_read(reader) else ()
         live = () if _is_served(effective, handler) else Plain(self.config).edits(reader, version, handler, adopt=adopt)
@@ -70,15 +70,32 @@ class NodeConfig:
         folder = posixpath.dirname(self.fragment)
         return posixpath.basename(folder) in reader.listdir(posixpath.dirname(folder))
 
-    def _others(self, reader: Reader) -> Iterator[tuple[str, str]]:
+    def _others(self, reader: Reader, handler: Handler) -> list[str]:
+        """What the other sources say about containerd, without what is ours in them.
+
+        Raises:
+            RefusedError: one of them registers a handler of that name that is not ours.
+        """
+        said = []
+        for path, text in self._sources(reader):
+            rest, foreign = _merged(text, handler) if path == CACHE else (text, _is_foreign(text, handler))
+            if foreign:
+                raise RefusedError(
+                    f'{path}: a handler "{handler.name}" that is not ours is registered already.',
+                    remedy="Take it out of the node group's user data or of that file: nodeadm would mix the two.",
+                )
+            said.append(rest)
+        return said
+
+    def _sources(self, reader: Reader) -> Iterator[tuple[str, str]]:
         folder = posixpath.dirname(self.fragment)
         for name in reader.listdir(folder):
             path = posixpath.join(folder, name)
             if path != self.fragment and name.lower().endswith((".yaml", ".yml", ".json")):
                 yield path, (reader.read_optional(path) or b"").decode(errors="replace").replace('\\"', '"')
         try:
-            spec = json.loads(reader.read_optional(USER_DATA) or b"{}").get("spec", {})
-            yield USER_DATA, str(spec.get("containerd", {}).get("config", ""))
+            spec = json.loads(reader.read_optional(CACHE) or b"{}").get("spec", {})
+            yield CACHE, str(spec.get("containerd", {}).get("config", ""))
         except (ValueError, AttributeError):
             return
 
@@ -108,6 +125,41 @@ def _plugin(others: list[str], version: ContainerdVersion) -> str:
     return schema.CRI_GRPC if schema.CRI_GRPC in text and not has_new_id else schema.CRI_RUNTIME
 
 
+def _merged(text: str, handler: Handler) -> tuple[str, bool]:
+    """What others say in nodeadm's merged text, for its plugin ids, and whether a foreign handler is in it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return text, _is_foreign(text, handler)
+    plugins = schema.table(data, "plugins")
+    foreign = False
+    for plugin in list(plugins):
+        runtimes = schema.table(plugins, plugin, "containerd", "runtimes")
+        if handler.name in runtimes:
+            foreign = foreign or not _is_ours(runtimes.pop(handler.name), handler)
+            if not _meaning(plugins[plugin]):
+                del plugins[plugin]
+    return json.dumps(data, default=str), foreign
+
+
+def _is_ours(table: object, handler: Handler) -> bool:
+    """Whether this is our table and nothing that another source mixed into it."""
+    if not isinstance(table, dict) or not isinstance(table.get("options"), dict):
+        return False
+    return is_our_binary(table["options"].get("BinaryName"), handler) and set(_meaning(table)) <= _OUR_KEYS
+
+
+def _is_foreign(text: str, handler: Handler) -> bool:
+    """Whether a file in YAML or JSON registers a handler of our name that does not lead to our shim."""
+    found = re.search(rf"""runtimes\s*\.\s*["']?{re.escape(handler.name)}["']?\s*[\].]""", text)
+    if found is None:
+        return False
+    table = text[found.end() :]
+    binary = re.search(r"""BinaryName\s*=\s*["']([^"']+)["']""", table)
+    path = re.search(r"""runtime_path\s*=\s*["'][^"']""", table)
+    return binary is None or path is not None or not is_our_binary(binary[1], handler)
+
+
 def _is_served(effective: Effective, handler: Handler) -> bool:
     """Whether nodeadm has put the handler into the configuration already, in whatever spelling."""
     assert effective.cri is not None, "edits() checked it"
@@ -119,8 +171,8 @@ def _is_served(effective: Effective, handler: Handler) -> bool:
 
 
 def _meaning(value: Any) -> Any:
-    """A table without what is empty or false."""
+    """A table without what is empty, false or the default."""
     if not isinstance(value, dict):
         return value
-    cleaned = {name: _meaning(item) for name, item in value.items()}
+    cleaned = {name: _meaning(item) for name, item in value.items() if item != _DEFAULTS.get(name)}
     return {name: item for name, item in cleaned.items() if item not in ("", [], {}, False, 0, None)}
