@@ -10,7 +10,7 @@ SOURCES := installer tests hatch_build.py daemonset
 BUILDER ?= docker
 TAG ?= flox-node:$(ARCH)
 
-.PHONY: help setup bed demo manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down image pins bench lint format clean
+.PHONY: help setup bed demo manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down image pins bench coverage lint format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,17 +29,20 @@ demo: bed ## Boot a node in a box, install, run a Flox pod in it, uninstall (CON
 
 test: lint test-unit test-containerd test-node test-cluster ## Lint and run one case of each kind
 
-test-unit: setup
-	@$(BIN)/python -m pytest tests/unit
+# Tests that own all they touch run on every core; a node box or a cluster takes the whole machine.
+PARALLEL := -n auto --dist loadfile
 
-test-containerd: bed
-	@$(BIN)/python -m pytest tests/containerd
+test-unit: setup ## Without root and a network; ARGS='-k slots' for some of them
+	@$(BIN)/python -m pytest $(PARALLEL) tests/unit $(ARGS)
 
-test-node: bed
-	@$(BIN)/python -m pytest tests/node
+test-containerd: bed ## Against real daemons, runc and Nix
+	@$(BIN)/python -m pytest $(PARALLEL) tests/containerd $(ARGS)
+
+test-node: bed ## In node boxes with systemd
+	@$(BIN)/python -m pytest tests/node $(ARGS)
 
 test-cluster: bed ## A real control plane and two real nodes, where their programs are built (KUBERNETES=1.34)
-	@$(BIN)/python -m pytest tests/cluster
+	@$(BIN)/python -m pytest tests/cluster $(ARGS)
 
 test-full: bed lint ## Everything, with the long runs
 	@FLOX_NODE_FULL=1 $(BIN)/python -m pytest tests/unit tests/containerd tests/node tests/cluster
@@ -62,6 +65,9 @@ endif
 pins: setup ## Look up what daemonset/pins.toml pins, and lock the wheels (needs a network, skopeo, nix, uv)
 	@$(BIN)/python daemonset/pins.py fill
 
+coverage: setup ## Branches of the Python and the Go code that the unit tests take; fails below the kept figures
+	@tests/coverage.sh $(BIN)
+
 bench: bed ## Measure; ONLY=name for one entry. Prints a table and writes bench.json
 	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
@@ -80,5 +86,5 @@ manifests: setup ## Render daemonset/flox-node.yaml from daemonset/base, with ku
 	@$(BIN)/python -m tests.kustomize
 
 clean: ## Remove what was made in the tree (not the bed's cache: `python -m tests.bed clean`)
-	@rm -rf $(VENV) dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache installer/flox_node/_shim
+	@rm -rf $(VENV) dist bench.json .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage installer/flox_node/_shim
 	@find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,10 @@
-"""Fixtures of every tier that runs against the test bed."""
+"""Fixtures of every tier that runs against the test bed, and the last lines of a run: what did not run, and why.
+
+A test that cannot run here skips with a reason that begins with "did NOT run"; nothing else has to be done to be told.
+"""
 
 import os
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import pytest
 from tests.bed import cache, releases
 from tests.bed.machine import Machine
 from tests.bed.prepare import prepare
+
+_did_not_run: Counter[str] = Counter()
 
 FULL = bool(os.environ.get("FLOX_NODE_FULL"))  # `make test-full`: every case, not one of each kind
 _machines = pytest.StashKey[list[Machine]]()
@@ -46,3 +52,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for machine in item.stash.get(_machines, []):
             report.sections.append((f"Logs of {machine.folder.name}", machine.logs()))
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count what could not run; with several workers their reports arrive here, their output does not."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason.startswith("did NOT run"):
+            _did_not_run[reason] += 1
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last lines of all, with and without -q, whatever else ran."""
+    if not hasattr(config, "workerinput"):
+        for reason, count in _did_not_run.items():
+            print(f"{count} tests {reason}", flush=True)

@@ -10,28 +10,21 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.objects import Object
 from tests.conftest import FULL
 
-_did_not_run = pytest.StashKey[str]()
 _cluster = pytest.StashKey[Cluster]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tier out where its programs are not built; `pytest_unconfigure` says so loudly."""
+    """Leave the tier out where its programs are not built; the run's last line says so."""
     tier = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
     release = binaries.release()
     missing = [] if FULL else binaries.missing(release)
     if tier and missing:
-        config.stash[_did_not_run] = (
-            f"{len(tier)} tests need Kubernetes {release}, of which {', '.join(missing)} are not built; "
+        reason = (
+            f"did NOT run: the cluster tier needs Kubernetes {release}, of which {', '.join(missing)} are not built; "
             "`make test-full` builds them, and so does `make cluster` (a quarter of an hour on two idle cores)"
         )
         for item in tier:
-            item.add_marker(pytest.mark.skip(reason="cluster tier: did NOT run, see the last line"))
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """The last line of all, with and without -q, whatever else ran."""
-    if reason := config.stash.get(_did_not_run, None):
-        print(f"cluster tier: did NOT run: {reason}", flush=True)
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from tests.bed import golang, releases
 from tests.bed.processes import wait_ended
 
 ROOT = Path(__file__).parents[2]
-CGROUP = "flox-shim-test"
+CGROUP = f"flox-shim-test-{os.getpid()}"
 KEY = "0c1dfghijk2lmnpqrsvwxyz34567890a"
 
 # Recorded by the inner runtime's stand-in: what exactly the shim became.

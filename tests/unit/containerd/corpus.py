@@ -62,7 +62,7 @@ def cases() -> tuple[Case, ...]:
     """Every file of the corpus under every containerd of its oracle; skips the test, loudly, without a corpus."""
     if not FOLDER.is_dir():
         pytest.skip(
-            f"{FILES_IN_THE_CORPUS * len(VERSIONS)} cases of the corpus did NOT run: {FOLDER} is not there "
+            f"did NOT run: {FILES_IN_THE_CORPUS * len(VERSIONS)} cases of the corpus; {FOLDER} is not there "
             "(FLOX_NODE_CORPUS names it)"
         )
     found = []
