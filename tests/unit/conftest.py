@@ -9,6 +9,6 @@ import pytest
 
 @pytest.fixture
 def tmp_path() -> Generator[Path]:
-    """A folder of the test with a short name: a socket's path may have 107 bytes, and pytest's own takes most of them."""
+    """A folder with a short name: a socket may have 107 bytes of path, and most of them are in pytest's own."""
     with tempfile.TemporaryDirectory(prefix="fn-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
