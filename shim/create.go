@@ -71,19 +71,13 @@ func createSandbox(id string, annotations pod.Annotations, policy node.Policy, e
 		return fmt.Errorf("the sandbox %q calls itself %q", id, of.SandboxID)
 	}
 	event.Namespace, event.Pod, event.Sandbox = of.Namespace, of.Name, of.SandboxID
-	environment, err := annotations.Environment()
+	warn(*event, annotations.Warnings())
+	wishes, err := annotations.Wishes()
 	if err != nil {
 		return err
 	}
-	mode, err := annotations.Mode()
-	if err != nil {
-		return err
-	}
-	if err := annotations.CheckSupported(); err != nil {
-		return err
-	}
-	event.Environment, event.Generation = environment.Name, environment.Generation
-	resolution, detail, err := realise.Run(records.NewRequest(environment, mode, of), policy.Deadline())
+	event.Environment, event.Generation = wishes.Reference.Environment, wishes.Reference.Generation
+	resolution, detail, err := realise.Run(records.NewRequest(wishes, of), policy.Deadline())
 	event.Millis = time.Since(began).Milliseconds()
 	if err != nil {
 		event.Message = detail
@@ -102,6 +96,14 @@ func createSandbox(id string, annotations pod.Annotations, policy node.Policy, e
 		forgetPod(id)
 	}
 	return err
+}
+
+// warn tells what has no effect, once for a pod.
+func warn(event report.Event, warnings []string) {
+	event.Level = "warning"
+	for _, event.Message = range warnings {
+		report.Log(event)
+	}
 }
 
 // createContainer rewrites the bundle of a container so that its command runs in the environment of its pod.

@@ -404,9 +404,8 @@ def test_the_python_side_gets_the_question_and_an_empty_environment(node: Node) 
     assert sandbox.create() == 0, sandbox.error
     request = json.loads(node.path("/realise.request").read_text())
     assert request == {
-        "schema_version": 1,
-        "environment": "demo/hello",
-        "generation": 3,
+        "schema_version": 2,
+        "reference": "demo/hello:3",
         "mode": "run",
         "pod": {"namespace": "default", "name": "web", "uid": "b9a1e0d4", "sandbox_id": sandbox.id},
     }

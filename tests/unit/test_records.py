@@ -12,8 +12,8 @@ from referencing import Registry, Resource
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "installer/flox_node/state/schemas"
-EXAMPLES = sorted((ROOT / "tests/unit/records").glob("*.json"))
 KINDS = ("container-record", "pod-record", "realise-answer", "realise-request")
+EXAMPLES = [path for kind in KINDS for path in sorted((ROOT / "tests/unit/records").glob(f"{kind}.*.json"))]
 
 
 def load(path: Path) -> Any:

@@ -13,6 +13,7 @@ from flox_node.environments.reference import Reference
 from flox_node.errors import FloxNodeError
 
 SCHEMA_VERSION = 1
+REQUEST_VERSION = 2
 LARGEST_REQUEST = 1 << 16
 _LONGEST_MESSAGE = 1024
 _CODES = frozenset(
@@ -43,17 +44,14 @@ class Request:
             raw: Any = json.loads(data)
         except ValueError as error:
             raise BadRequestError("the request is not JSON.") from error
-        if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(raw, dict) or raw.get("schema_version") != REQUEST_VERSION:
             raise BadRequestError("the request has an unknown form.", remedy="Restart the pod: the node was upgraded.")
-        environment, generation, mode = raw.get("environment"), raw.get("generation"), raw.get("mode")
-        if not isinstance(environment, str) or ":" in environment:
+        reference, mode = raw.get("reference"), raw.get("mode")
+        if not isinstance(reference, str):
             raise BadRequestError("the request names no environment.")
-        if generation is not None and (isinstance(generation, bool) or not isinstance(generation, int)):
-            raise BadRequestError("a generation is a positive number.")
         if mode not in ("run", "dev"):
             raise BadRequestError(f"the mode {str(mode)[:40]!a} is unknown: it is run or dev.")
-        uid = _pod_uid(raw.get("pod"))
-        return cls(Reference.parse(environment if generation is None else f"{environment}:{generation}"), mode, uid)
+        return cls(Reference.parse(reference), mode, _pod_uid(raw.get("pod")))
 
 
 def _pod_uid(pod: object) -> str:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from flox_node.environments.errors import BadRequestError
 
 # The strictest reading: the parts become arguments, file names, a URL and a git ref. A leading dash would be an option.
-_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# shim/internal/pod/reference.go reads the same grammar.
+_PART = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?<!\.)(?<!\.lock)"
+_ENVIRONMENT = re.compile(rf"{_PART}/{_PART}")
 _GENERATION = re.compile(r"[1-9][0-9]{0,8}")
 
 
@@ -35,20 +37,30 @@ class Reference:
         Raises:
             BadRequestError: anything else; the text names the right form.
         """
-        environment, colon, generation = text.partition(":")
-        owner, slash, name = environment.partition("/")
-        if "@" in text:
-            raise BadRequestError(f"{_shown(text)} is no environment: a generation is written with a colon.")
-        if not slash or not _is_part(owner) or not _is_part(name):
-            raise BadRequestError(f"{_shown(text)} is no environment.")
-        if colon and not _GENERATION.fullmatch(generation):
-            raise BadRequestError(f"{_shown(text)} names no generation: that is a positive number.")
-        return cls(owner, name, int(generation) if colon else None)
+        reason = _fault(text)
+        if reason:
+            raise BadRequestError(f"{_shown(text)} is no environment: {reason}.")
+        environment, _, generation = text.partition(":")
+        owner, _, name = environment.partition("/")
+        return cls(owner, name, int(generation) if generation else None)
 
 
-def _is_part(text: str) -> bool:
-    # What git refuses as a branch must not reach it: "..", a last dot, ".lock".
-    return bool(_PART.fullmatch(text)) and ".." not in text and not text.endswith((".", ".lock"))
+def _fault(text: str) -> str | None:
+    before, at, after = text.partition("@")
+    if at:
+        right = f"{before}:{after}"
+        return "`@` belongs to no name" if _fault(right) else f"a generation is written with a colon, {right}"
+    environment, colon, generation = text.partition(":")
+    if "/" not in environment:
+        return "it names no owner"
+    if not _ENVIRONMENT.fullmatch(environment):
+        return (
+            "owner and name are letters, digits, `.`, `_` and `-`, begin with a letter or a digit, and hold no `..` "
+            "and no `.` or `.lock` at the end"
+        )
+    if colon and not _GENERATION.fullmatch(generation):
+        return "a generation is a positive number"
+    return None
 
 
 def _shown(text: str) -> str:

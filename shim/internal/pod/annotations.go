@@ -4,10 +4,8 @@
 package pod
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 )
 
 // Annotations of containerd's CRI plugin.
@@ -20,16 +18,17 @@ const (
 	sandboxUID    = "io.kubernetes.cri.sandbox-uid"
 )
 
-// Annotations of the user.
+// Annotations of the user. `flox.dev/only-containers` and patterns in the lists are extensions of ours.
 const (
-	environment        = "flox.dev/environment"
-	activateMode       = "flox.dev/activate-mode"
-	nixMutable         = "flox.dev/nix-mutable"
-	skipContainers     = "flox.dev/skip-containers"
-	skipContainersExec = "flox.dev/skip-containers-exec"
+	prefix             = "flox.dev/"
+	environment        = prefix + "environment"
+	activateMode       = prefix + "activate-mode"
+	disableMetrics     = prefix + "disable-metrics"
+	nixMutable         = prefix + "nix-mutable"
+	onlyContainers     = prefix + "only-containers"
+	skipContainers     = prefix + "skip-containers"
+	skipContainersExec = prefix + "skip-containers-exec"
 )
-
-const maxPart = 128
 
 // Pod says which pod a container belongs to.
 type Pod struct {
@@ -60,90 +59,8 @@ func (a Annotations) Pod() (Pod, error) {
 	return pod, nil
 }
 
-// Environment is what the annotation flox.dev/environment names.
-type Environment struct {
-	Name       string // owner/name
-	Generation int    // 0: the live one
-}
-
-// Environment reads flox.dev/environment. The error names the annotation and the right form.
-func (a Annotations) Environment() (Environment, error) {
-	value := a[environment]
-	if value == "" {
-		return Environment{}, fmt.Errorf("the pod has no annotation %s: add for example `%s: owner/name`, or "+
-			"`%s: owner/name:3` for generation 3, to its metadata.annotations", environment, environment, environment)
-	}
-	wrong := func(why string) (Environment, error) {
-		return Environment{}, fmt.Errorf("the annotation %s holds %s: %s; the right form is owner/name or owner/name:3",
-			environment, quote(value), why)
-	}
-	if before, after, found := strings.Cut(value, "@"); found {
-		if repaired, err := (Annotations{environment: before + ":" + after}).Environment(); err == nil {
-			return wrong(fmt.Sprintf("a generation is written with a colon, %s:%d", repaired.Name, repaired.Generation))
-		}
-		return wrong("`@` belongs to no name")
-	}
-	name, generation, pinned := strings.Cut(value, ":")
-	owner, short, found := strings.Cut(name, "/")
-	if !found {
-		return wrong("it names no owner")
-	}
-	if !validPart(owner) || !validPart(short) {
-		return wrong("owner and name are letters, digits, `.`, `_` and `-`, and begin with a letter or a digit")
-	}
-	if !pinned {
-		return Environment{Name: name}, nil
-	}
-	number, err := strconv.ParseUint(generation, 10, 31)
-	if err != nil || number == 0 || generation[0] == '0' || generation[0] == '+' {
-		return wrong("a generation is a positive number")
-	}
-	return Environment{Name: name, Generation: int(number)}, nil
-}
-
-// Mode reads flox.dev/activate-mode; without it the mode is "run".
-func (a Annotations) Mode() (string, error) {
-	switch value := a[activateMode]; value {
-	case "", "run":
-		return "run", nil
-	case "dev":
-		return "dev", nil
-	default:
-		return "", fmt.Errorf("the annotation %s holds %s; it is `run` or `dev`", activateMode, quote(value))
-	}
-}
-
-// CheckSupported refuses what this version cannot do, instead of doing something else.
-func (a Annotations) CheckSupported() error {
-	switch a[nixMutable] {
-	case "", "false":
-		return nil
-	}
-	return errors.New("the annotation " + nixMutable + " is not supported by this version of flox-node: remove it")
-}
-
-// Skipped says that the pod wants this container left as it is.
-func (a Annotations) Skipped() bool { return listed(a[skipContainers], a[containerName]) }
-
-// ExecSkipped says that the pod wants commands executed in this container (kubectl exec, probes) outside the environment.
-func (a Annotations) ExecSkipped() bool { return listed(a[skipContainersExec], a[containerName]) }
-
 // ValidID says that an id of a container is safe as a file name.
 func ValidID(id string) bool { return len(id) <= 2*maxPart && validWord(id) }
-
-func listed(list, name string) bool {
-	if name == "" {
-		return false
-	}
-	for _, entry := range strings.Split(list, ",") {
-		if strings.TrimSpace(entry) == name {
-			return true
-		}
-	}
-	return false
-}
-
-func validPart(part string) bool { return len(part) <= maxPart && validWord(part) }
 
 // validWord is ^[A-Za-z0-9][A-Za-z0-9._-]*$, without the price of a regular expression at every start.
 func validWord(word string) bool {
@@ -164,5 +81,5 @@ func quote(value string) string {
 	if len(value) > maxPart {
 		value = value[:maxPart] + "..."
 	}
-	return strconv.Quote(value)
+	return strconv.QuoteToASCII(value)
 }

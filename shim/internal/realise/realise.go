@@ -75,8 +75,9 @@ func Run(request records.Request, deadline time.Duration) (resolution records.Re
 
 // matches refuses an answer to another question.
 func matches(request records.Request, resolution records.Resolution) error {
-	if resolution.Environment != request.Environment || resolution.Mode != request.Mode ||
-		request.Generation != nil && *request.Generation != resolution.Generation {
+	asked := request.Reference
+	if resolution.Environment != asked.Environment || resolution.Mode != request.Mode ||
+		asked.Generation != 0 && asked.Generation != resolution.Generation {
 		return fmt.Errorf("%s was asked for, and flox-node-realise answered with %s, generation %d, mode %s (code bug)",
 			describe(request), resolution.Environment, resolution.Generation, resolution.Mode)
 	}
@@ -84,10 +85,11 @@ func matches(request records.Request, resolution records.Resolution) error {
 }
 
 func describe(request records.Request) string {
-	if request.Generation == nil {
-		return "environment " + request.Environment
+	asked := request.Reference
+	if asked.Generation == 0 {
+		return "environment " + asked.Environment
 	}
-	return fmt.Sprintf("environment %s, generation %d,", request.Environment, *request.Generation)
+	return fmt.Sprintf("environment %s, generation %d,", asked.Environment, asked.Generation)
 }
 
 func ended(failure error) string {

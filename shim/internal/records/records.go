@@ -19,34 +19,29 @@ import (
 )
 
 const (
-	schemaVersion = 1
-	maxSize       = 1 << 20
+	schemaVersion  = 1
+	requestVersion = 2
+	maxSize        = 1 << 20
 )
 
 // Request asks the Python side for an environment.
 type Request struct {
-	SchemaVersion int     `json:"schema_version"`
-	Environment   string  `json:"environment"` // owner/name
-	Generation    *int    `json:"generation"`  // null: the live one
-	Mode          string  `json:"mode"`        // run or dev
-	Pod           pod.Pod `json:"pod"`
+	SchemaVersion int           `json:"schema_version"`
+	Reference     pod.Reference `json:"reference"`
+	Mode          string        `json:"mode"` // run or dev
+	Pod           pod.Pod       `json:"pod"`
 }
 
 // NewRequest makes the request for one sandbox.
-func NewRequest(environment pod.Environment, mode string, of pod.Pod) Request {
-	request := Request{SchemaVersion: schemaVersion, Environment: environment.Name, Mode: mode, Pod: of}
-	if environment.Generation > 0 {
-		request.Generation = &environment.Generation
-	}
-	return request
+func NewRequest(wishes pod.Wishes, of pod.Pod) Request {
+	return Request{requestVersion, wishes.Reference, wishes.Mode, of}
 }
 
 // Check says what is wrong with a request.
 func (r Request) Check() error {
 	return errors.Join(
-		checkVersion(r.SchemaVersion),
-		checkEnvironment(r.Environment),
-		check(r.Generation == nil || *r.Generation >= 1, "generation"),
+		check(r.SchemaVersion == requestVersion, "schema_version"),
+		check(r.Reference.Environment != "", "reference"),
 		check(r.Mode == "run" || r.Mode == "dev", "mode"),
 		checkPod(r.Pod.Namespace, r.Pod.Name, r.Pod.SandboxID),
 	)
@@ -217,8 +212,8 @@ func checkPod(namespace, name, sandboxID string) error {
 }
 
 func checkEnvironment(name string) error {
-	environment, err := pod.Annotations{"flox.dev/environment": name}.Environment()
-	return check(err == nil && environment.Generation == 0, "environment")
+	reference, err := pod.ParseReference(name)
+	return check(err == nil && reference.Generation == 0, "environment")
 }
 
 func validSystem(system string) bool {

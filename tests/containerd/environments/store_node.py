@@ -163,9 +163,8 @@ class StoreNode:
     def start(self, environment: str, *, generation: int | None = None, mode: str = "run") -> "subprocess.Popen[str]":
         """Start a realisation; `answer` waits for it."""
         pod = {"namespace": "default", "name": "pod", "uid": "0", "sandbox_id": "sandbox"}
-        request = {
-            "schema_version": 1, "environment": environment, "generation": generation, "mode": mode, "pod": pod,
-        }  # fmt: skip
+        reference = environment if generation is None else f"{environment}:{generation}"
+        request = {"schema_version": 2, "reference": reference, "mode": mode, "pod": pod}
         process = subprocess.Popen(
             self.realise_command, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,

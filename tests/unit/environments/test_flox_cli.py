@@ -11,7 +11,6 @@ from flox_node.environments.errors import BadRequestError, BuildFailedError, Net
 from flox_node.environments.flox_cli import explain, nix_config, private_environment
 from flox_node.environments.paths import Paths
 from flox_node.environments.protocol import Request
-from flox_node.environments.reference import Reference
 from flox_node.state.policy import Policy
 
 ROOT = Path(__file__).parents[3]
@@ -94,9 +93,11 @@ def test_a_lack_of_links_is_no_success(tmp_path: Path) -> None:
 def test_a_request_is_accepted_when_its_schema_accepts_it(path: Path) -> None:
     if ".valid." in path.name:
         raw = json.loads(path.read_text())
-        owner, name = raw["environment"].split("/")
-        assert Request.parse(path.read_bytes()) == Request(
-            Reference(owner, name, raw["generation"]), raw["mode"], raw["pod"]["uid"]
+        parsed = Request.parse(path.read_bytes())
+        assert (str(parsed.reference), parsed.mode, parsed.pod_uid) == (
+            raw["reference"],
+            raw["mode"],
+            raw["pod"]["uid"],
         )
     else:
         with pytest.raises(BadRequestError):

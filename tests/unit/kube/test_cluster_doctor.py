@@ -211,7 +211,7 @@ def no_class(cluster: FakeCluster) -> None:
             State.PROBLEM,
             "private: FailedCreatePodSandBox: demo/private: FloxHub refused",
         ),
-        (at_sign, "annotations", State.WARNING, "write demo/hello:3"),
+        (at_sign, "annotations", State.WARNING, "with a colon, demo/hello:3"),
         (
             no_class,
             "annotations",

@@ -145,16 +145,16 @@ def test_what_was_found_decides(verdict: Verdict, state: State, says: str) -> No
     [
         ({"flox.dev/environment": "demo/hello"}, "flox", []),
         ({"flox.dev/environment": "demo/hello:3", "flox.dev/activate-mode": "dev"}, "flox", []),
-        ({"flox.dev/environment": "demo/hello@3"}, "flox", ["write demo/hello:3"]),
+        ({"flox.dev/environment": "demo/hello@3"}, "flox", ["with a colon, demo/hello:3"]),
         ({"flox.dev/environment": "hello"}, "flox", ["owner/name"]),
-        ({}, "flox", ["but no flox.dev/environment"]),
+        ({}, "flox", ["no annotation flox.dev/environment"]),
         ({"flox.dev/environment": "demo/hello"}, "runc", ["not runtimeClassName flox"]),
         (
             {"flox.dev/environment": "demo/hello", "flox.dev/enviroment": "x"},
             "flox",
             ["meant is perhaps flox.dev/environment"],
         ),
-        ({"flox.dev/environment": "demo/hello", "flox.dev/debug": "1"}, "flox", ["unknown annotation flox.dev/debug"]),
+        ({"flox.dev/environment": "demo/hello", "flox.dev/debug": "1"}, "flox", ['flox.dev/debug" is unknown']),
         ({"other.dev/x": "y"}, "runc", []),
     ],
 )
