@@ -449,7 +449,7 @@ def test_an_answer_that_cannot_be_right_is_refused_and_leaves_nothing(node: Node
 
 
 def test_a_slow_environment_ends_at_the_deadline_with_its_whole_process_group(node: Node) -> None:
-    node.policy(inner_runtime=str(releases.runc()), realise={"timeout_s": 1})
+    node.policy(inner_runtime=str(releases.runc()), realise={"wait_s": 1})
     node.answer(f"trap '' TERM; sleep 600 & echo $! >{node.dir}/sleeper; while :; do wait; done\n")
     sandbox = node.sandbox(environment="demo/hello:2")
     began = time.monotonic()

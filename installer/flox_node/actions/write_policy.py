@@ -11,6 +11,7 @@ from flox_node.actions.in_use import shim_in_use
 from flox_node.errors import CorruptError
 from flox_node.host import Host
 from flox_node.state import policy as policies
+from flox_node.state import policy_text
 from flox_node.state.policy import PATH as POLICY
 
 
@@ -74,7 +75,7 @@ class WritePolicy:
                 **(_policy(host) or {}),
                 "inner_runtime": self.inner_runtime,
             }
-        given: dict[str, Any] = json.loads(policies.applied(self.policy, None))
+        given: dict[str, Any] = json.loads(policy_text.applied(self.policy, None))
         return {"inner_runtime": self.inner_runtime, **given}
 
 

@@ -40,7 +40,7 @@ def _answer(data: bytes, paths: Paths) -> dict[str, object]:
         request = protocol.Request.parse(data)
         subject = str(request.reference)
         rules = policy.parse(_read_optional(paths.policy))
-        seconds = max(1.0, rules.timeout_s - _MARGIN_S)
+        seconds = max(1.0, rules.realise.wait_s - _MARGIN_S)
         # A backstop below all the deadlines: whatever hangs here, the pod gets its answer.
         signal.signal(signal.SIGALRM, _too_late)
         signal.setitimer(signal.ITIMER_REAL, seconds + 1.0)

@@ -51,6 +51,4 @@ class DeadlineError(OutsideError):
     """The environment was not there in time; what was fetched stays, the next try goes on from it."""
 
     code = "timeout"
-    default_remedy = (
-        "The kubelet tries again and goes on from there; realise.timeout_s in the node's policy is the limit."
-    )
+    default_remedy = "The kubelet tries again and goes on from there; realise.wait_s in the node's policy is the limit."

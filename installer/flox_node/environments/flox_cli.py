@@ -26,7 +26,7 @@ from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
 from flox_node.errors import FloxNodeError
 from flox_node.host.children import run_group
-from flox_node.state.policy import DEFAULT_GIT_URL, Policy
+from flox_node.state.policy import Policy
 
 # What Flox says in English on stderr, in the order in which it is looked for (it has no other error codes).
 _MEANINGS: tuple[tuple[str, type[FloxNodeError], str], ...] = (
@@ -78,7 +78,7 @@ def private_environment(folder: str, policy: Policy, *, token: str | None, ca_fi
     for kind in ("config", "cache", "data", "state"):
         environment[f"XDG_{kind.upper()}_HOME"] = f"{home}/{kind}"
         environment[f"FLOX_{kind.upper()}_DIR"] = f"{home}/{kind}/flox"
-    if policy.git_url != DEFAULT_GIT_URL:
+    if policy.git_url != Policy().git_url:
         environment["_FLOX_FLOXHUB_GIT_URL"] = policy.git_url
     if token is not None:
         environment["FLOX_FLOXHUB_TOKEN"] = token

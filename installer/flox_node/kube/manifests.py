@@ -13,7 +13,7 @@ from pathlib import Path
 from flox_node.errors import UsageError
 from flox_node.kube import settings
 from flox_node.kube.api import Object
-from flox_node.state import policy
+from flox_node.state import policy_text
 
 MINIMUM_MINOR = 31
 """Kubernetes 1.31 is the first to tell an admission policy which node a pod's token belongs to."""
@@ -119,5 +119,5 @@ def _adapt_settings(data: dict[str, str], options: Options) -> None:
         settings.parse(options.settings)
         data["settings.toml"] = options.settings
     if options.policy is not None:
-        policy.applied(options.policy, None)
+        policy_text.applied(options.policy, None)
         data["policy.toml"] = options.policy

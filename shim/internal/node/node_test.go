@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -21,30 +22,64 @@ func policyOf(t *testing.T, content string) (Policy, error) {
 }
 
 func TestAMissingPolicyOrKeyIsTheDefault(t *testing.T) {
-	for _, content := range []string{"", "{}", `{"inner_runtime":null,"realise":{},"later":1}`} {
+	for _, content := range []string{"", "{}", `{"inner_runtime":null,"realise":{},"pods":{},"namespaces":{},"later":1}`} {
 		policy, err := policyOf(t, content)
-		if err != nil || policy.InnerRuntime != "" || policy.Deadline() != 90*time.Second {
+		policy.Namespaces = nil
+		if err != nil || !reflect.DeepEqual(policy, DefaultPolicy()) || policy.Deadline() != 90*time.Second {
 			t.Errorf("%s: %+v, %v", content, policy, err)
 		}
 	}
 }
 
 func TestADamagedPolicyIsTheDefaultAndAnError(t *testing.T) {
-	for _, content := range []string{"{", "[]", `{"inner_runtime":3}`, `{"realise":{"timeout_s":"x"}}`} {
+	for _, content := range []string{
+		"{", "[]", `{"inner_runtime":3}`, `{"realise":{"wait_s":"x"}}`, `{"pods":{"without_environment":"run"}}`,
+		`{"pods":{"view":"all"}}`, `{"pods":{"owners":["["]}}`, `{"pods":{"userland":true}}`,
+		`{"namespaces":{"[":{}}}`, `{"namespaces":{"a":{"without_environment":"x"}}}`,
+	} {
 		policy, err := policyOf(t, content)
-		if err == nil || policy != (Policy{}) {
+		if err == nil || !reflect.DeepEqual(policy, DefaultPolicy()) {
 			t.Errorf("%s: %+v, %v", content, policy, err)
 		}
 	}
 }
 
-func TestADeadlineStaysBelowTheKubelets(t *testing.T) {
+func TestAWaitStaysBelowTheKubelets(t *testing.T) {
 	for content, wanted := range map[string]time.Duration{
-		`{"realise":{"timeout_s":0.5}}`: 500 * time.Millisecond, `{"realise":{"timeout_s":-1}}`: defaultDeadline,
-		`{"realise":{"timeout_s":1e300}}`: longestDeadline, `{"realise":{"timeout_s":1000}}`: longestDeadline,
+		`{"realise":{"wait_s":1.5}}`: 1500 * time.Millisecond, `{"realise":{"wait_s":-1}}`: shortestWait,
+		`{"realise":{"wait_s":1e300}}`: longestWait, `{"realise":{"wait_s":1000}}`: longestWait,
+		`{"realise":{"timeout_s":20}}`: 20 * time.Second,
 	} {
 		if policy, err := policyOf(t, content); err != nil || policy.Deadline() != wanted {
 			t.Errorf("%s: %v, %v", content, policy.Deadline(), err)
+		}
+	}
+}
+
+func TestANamespacesRulesAreThoseOfTheMostExactPattern(t *testing.T) {
+	policy, err := policyOf(t, `{"pods":{"owners":["flox"],"skip_containers":["istio-*"]},"namespaces":{
+		"team-*":{"owners":["team"],"nix_mutable":false},"team-a":{"modes":["run"]},"*":{"without_environment":"plain"}}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, a, other := policy.InNamespace("team-b"), policy.InNamespace("team-a"), policy.InNamespace("x")
+	if !b.AllowsOwner("team") || b.AllowsOwner("flox") || b.NixMutable || !b.AllowsMode("dev") || !b.Skips("istio-proxy") {
+		t.Errorf("%+v", b)
+	}
+	if a.AllowsOwner("team") || !a.AllowsOwner("flox") || !a.NixMutable || a.AllowsMode("dev") || a.Skips("istio") {
+		t.Errorf("%+v", a)
+	}
+	if other.WithoutEnvironment != "plain" || b.WithoutEnvironment != "refuse" {
+		t.Errorf("%+v, %+v", other, b)
+	}
+}
+
+func TestFreshnessMayBeNone(t *testing.T) {
+	for content, wanted := range map[string]time.Duration{
+		"": 10 * time.Second, `{"realise":{"freshness_s":0}}`: 0, `{"realise":{"freshness_s":1e9}}`: time.Hour,
+	} {
+		if policy, err := policyOf(t, content); err != nil || policy.Freshness() != wanted {
+			t.Errorf("%s: %v, %v", content, policy.Freshness(), err)
 		}
 	}
 }

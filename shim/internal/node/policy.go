@@ -5,52 +5,205 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
+	"slices"
 	"time"
 )
 
-// Policy is what the shim needs of the administrator's policy; keys that it does not know are the Python side's.
+// Policy is what the shim needs of the administrator's policy. The keys, their defaults and their meaning are those of
+// installer/flox_node/state/policy.py; what the shim does not know is the Python side's.
 type Policy struct {
-	InnerRuntime string `json:"inner_runtime"`
-	Realise      struct {
-		TimeoutS float64 `json:"timeout_s"`
-	} `json:"realise"`
+	InnerRuntime string               `json:"inner_runtime"`
+	FloxHub      FloxHub              `json:"floxhub"`
+	Pods         Pods                 `json:"pods"`
+	Realise      Realise              `json:"realise"`
+	Namespaces   map[string]Namespace `json:"namespaces"`
+	KubeletRoot  string               `json:"kubelet_root"`
+}
+
+// FloxHub says which hub's environments pods run.
+type FloxHub struct {
+	URL    string `json:"url"`
+	GitURL string `json:"git_url"`
+	APIURL string `json:"api_url"`
+}
+
+// Pods says what pods may ask for, and what their containers get.
+type Pods struct {
+	Owners             []string `json:"owners"`              // patterns
+	Modes              []string `json:"modes"`               // run, dev
+	NixMutable         bool     `json:"nix_mutable"`         // whether flox.dev/nix-mutable may be said
+	NixMutableMiB      float64  `json:"nix_mutable_mib"`     // how much may be written below /nix
+	WithoutEnvironment string   `json:"without_environment"` // refuse or plain
+	SkipContainers     []string `json:"skip_containers"`     // patterns
+	View               string   `json:"view"`                // closure or store
+	Userland           string   `json:"userland"`            // on or off
+	CacheFolder        string   `json:"cache_folder"`        // disk or memory
+	CacheMiB           float64  `json:"cache_mib"`
+}
+
+// Realise says how long a sandbox waits, and how long an answer of the hub is good for; in seconds.
+type Realise struct {
+	WaitS      float64  `json:"wait_s"`
+	FormerWait *float64 `json:"timeout_s"` // its name in older policies
+	FreshnessS float64  `json:"freshness_s"`
+}
+
+// Namespace is what pods of some namespaces may, instead of what Pods says; nil: as there.
+type Namespace struct {
+	Owners             []string `json:"owners"`
+	Modes              []string `json:"modes"`
+	NixMutable         *bool    `json:"nix_mutable"`
+	WithoutEnvironment *string  `json:"without_environment"`
 }
 
 const (
-	defaultDeadline = 90 * time.Second
+	shortestWait = time.Second
 	// The kubelet gives up on a sandbox after four minutes; an answer after that reaches nobody.
-	longestDeadline = 230 * time.Second
+	longestWait      = 230 * time.Second
+	longestFreshness = time.Hour
 )
+
+// DefaultPolicy is the policy of a node on which nobody wrote one.
+func DefaultPolicy() Policy {
+	return Policy{
+		Pods: Pods{
+			Owners: []string{"*"}, Modes: []string{"run", "dev"},
+			NixMutable: true, NixMutableMiB: 10240,
+			WithoutEnvironment: "refuse",
+			View:               "closure",
+			Userland:           "on",
+			CacheFolder:        "disk",
+			CacheMiB:           64,
+		},
+		Realise: Realise{WaitS: 90, FreshnessS: 10},
+	}
+}
 
 // LoadPolicy reads the policy. No file is the default policy; a damaged one is the default policy and an error.
 func LoadPolicy() (Policy, error) {
-	var policy Policy
 	file, err := os.Open(Path(policyFile))
 	if os.IsNotExist(err) {
-		return policy, nil
+		return DefaultPolicy(), nil
 	}
 	if err != nil {
-		return policy, err
+		return DefaultPolicy(), err
 	}
 	defer file.Close()
 	data, err := io.ReadAll(io.LimitReader(file, maxPolicySize))
 	if err != nil {
-		return policy, err
+		return DefaultPolicy(), err
 	}
-	if err := json.Unmarshal(data, &policy); err != nil {
-		return Policy{}, fmt.Errorf("%s is damaged (%w): write it again with `flox-node policy apply`", policyFile, err)
+	policy := DefaultPolicy()
+	if err = json.Unmarshal(data, &policy); err == nil {
+		err = policy.check()
+	}
+	if err != nil {
+		return DefaultPolicy(), fmt.Errorf("%s is damaged (%w): write it again with `flox-node policy apply`", policyFile, err)
 	}
 	return policy, nil
 }
 
+// check refuses words that this shim does not know: a policy that is not understood must not be taken for another one.
+func (p *Policy) check() error {
+	if p.Realise.FormerWait != nil {
+		p.Realise.WaitS = *p.Realise.FormerWait
+	}
+	rules := []Pods{p.Pods}
+	for pattern := range p.Namespaces {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fmt.Errorf("the pattern %q is malformed", pattern)
+		}
+		rules = append(rules, p.with(p.Namespaces[pattern]))
+	}
+	for _, of := range rules {
+		for _, pattern := range slices.Concat(of.Owners, of.SkipContainers) {
+			if _, err := path.Match(pattern, ""); err != nil {
+				return fmt.Errorf("the pattern %q is malformed", pattern)
+			}
+		}
+		for _, word := range []struct {
+			key, value string
+			known      []string
+		}{
+			{"without_environment", of.WithoutEnvironment, []string{"refuse", "plain"}},
+			{"view", of.View, []string{"closure", "store"}},
+			{"userland", of.Userland, []string{"on", "off"}},
+			{"cache_folder", of.CacheFolder, []string{"disk", "memory"}},
+		} {
+			if !slices.Contains(word.known, word.value) {
+				return fmt.Errorf("pods.%s is %q", word.key, word.value)
+			}
+		}
+	}
+	return nil
+}
+
+// InNamespace gives what pods of a Kubernetes namespace may. The most exact pattern counts: the name itself, else the
+// longest.
+func (p Policy) InNamespace(name string) Pods {
+	best := ""
+	for pattern := range p.Namespaces {
+		if !Matches(pattern, name) || best == name {
+			continue
+		}
+		if pattern == name || len(pattern) > len(best) || len(pattern) == len(best) && pattern > best {
+			best = pattern
+		}
+	}
+	return p.with(p.Namespaces[best])
+}
+
+func (p Policy) with(of Namespace) Pods {
+	pods := p.Pods
+	if of.Owners != nil {
+		pods.Owners = of.Owners
+	}
+	if of.Modes != nil {
+		pods.Modes = of.Modes
+	}
+	if of.NixMutable != nil {
+		pods.NixMutable = *of.NixMutable
+	}
+	if of.WithoutEnvironment != nil {
+		pods.WithoutEnvironment = *of.WithoutEnvironment
+	}
+	return pods
+}
+
+// AllowsOwner says whether pods may run environments of this owner.
+func (p Pods) AllowsOwner(owner string) bool { return matchesAny(p.Owners, owner) }
+
+// AllowsMode says whether flox.dev/activate-mode may have this value.
+func (p Pods) AllowsMode(mode string) bool { return slices.Contains(p.Modes, mode) }
+
+// Skips says whether a container of this name never gets the environment.
+func (p Pods) Skips(container string) bool { return matchesAny(p.SkipContainers, container) }
+
+// Matches says whether a name fits a pattern of * and ?. Names hold no slash.
+func Matches(pattern, name string) bool {
+	matched, err := path.Match(pattern, name)
+	return err == nil && matched
+}
+
+func matchesAny(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool { return Matches(pattern, name) })
+}
+
 // Deadline is how long a sandbox waits for its environment.
 func (p Policy) Deadline() time.Duration {
-	seconds := p.Realise.TimeoutS
+	return min(max(seconds(p.Realise.WaitS, longestWait), shortestWait), longestWait)
+}
+
+// Freshness is how long the hub's answer to a token is good for the same token.
+func (p Policy) Freshness() time.Duration { return seconds(p.Realise.FreshnessS, longestFreshness) }
+
+func seconds(value float64, longest time.Duration) time.Duration {
 	switch {
-	case seconds <= 0:
-		return defaultDeadline
-	case seconds > longestDeadline.Seconds():
-		return longestDeadline
+	case value <= 0:
+		return 0
+	case value > longest.Seconds():
+		return longest
 	}
-	return time.Duration(seconds * float64(time.Second))
+	return time.Duration(value * float64(time.Second))
 }

@@ -59,7 +59,7 @@ func Run(request records.Request, deadline time.Duration) (resolution records.Re
 		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
 	case ctx.Err() != nil:
 		return resolution, stderr.lastLine(), fmt.Errorf("%s was not ready within %s (code timeout): it may still be "+
-			"fetched, and the next attempt goes on from there; `realise.timeout_s` of the node's policy sets the time",
+			"fetched, and the next attempt goes on from there; `realise.wait_s` of the node's policy sets the time",
 			subject, deadline.Round(100*time.Millisecond))
 	case errors.Is(failure, os.ErrNotExist), errors.Is(failure, os.ErrPermission):
 		return resolution, "", fmt.Errorf("%s cannot be fetched: %w; run `flox-node install` on this node", subject, failure)

@@ -234,7 +234,7 @@ def test_two_packages_with_one_file_are_an_error_of_the_environment(node: StoreN
 
 
 def test_a_slow_realisation_ends_at_the_policys_limit_with_all_that_it_started(node: StoreNode, hub: Hub) -> None:
-    node.policy(hub.git_url, realise={"timeout_s": 6})
+    node.policy(hub.git_url, realise={"wait_s": 6})
     node.fault("slow:300")
 
     def took() -> float:

@@ -197,7 +197,7 @@ def test_wrong_settings_change_nothing_and_are_named(node: Node) -> None:
 
 def test_the_settings_become_the_words_of_the_command(node: Node) -> None:
     (node.settings / "settings.toml").write_text('platform = "k3s"\nadopt = true\nnix_dir = "/data"\ndeadline_s = 90\n')
-    (node.settings / "policy.toml").write_text("[realise]\ntimeout_s = 20\n")
+    (node.settings / "policy.toml").write_text("[realise]\nwait_s = 20\n")
     node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
     node.agent.converge()
     words = " ".join(node.called[0])

@@ -11,7 +11,7 @@ from flox_node.environments.errors import BadRequestError, BuildFailedError, Net
 from flox_node.environments.flox_cli import explain, nix_config, private_environment
 from flox_node.environments.paths import Paths
 from flox_node.environments.protocol import Request
-from flox_node.state.policy import Policy
+from flox_node.state.policy import FloxHub, Nix, Policy
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "tests/unit/records").glob("realise-request.*.json"))
@@ -67,13 +67,15 @@ def test_the_environment_of_a_call_is_exactly_the_private_one(tmp_path: Path, mo
         name for name, value in env.items() if name.endswith(("_DIR", "_HOME", "HOME")) and str(tmp_path) not in value
     ]
     assert not outside
-    with_token = private_environment(str(tmp_path), Policy(git_url="http://hub/git"), token="flox_t", ca_file=None)
+    with_token = private_environment(
+        str(tmp_path), Policy(floxhub=FloxHub(git_url="http://hub/git")), token="flox_t", ca_file=None
+    )
     assert with_token["FLOX_FLOXHUB_TOKEN"] == "flox_t"
     assert with_token["_FLOX_FLOXHUB_GIT_URL"] == "http://hub/git"
 
 
 def test_nix_trusts_what_the_policy_trusts_and_nothing_more() -> None:
-    config = nix_config(Policy(substituters=("https://a", "https://b"), trusted_public_keys=("k:1",)))
+    config = nix_config(Policy(nix=Nix(substituters=("https://a", "https://b"), trusted_public_keys=("k:1",))))
     settings = dict(line.split(" =", 1) for line in config.splitlines())
     assert settings["substituters"].split() == ["https://a", "https://b"]
     assert settings["trusted-public-keys"].split() == ["k:1"]

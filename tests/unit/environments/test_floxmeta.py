@@ -13,7 +13,7 @@ from flox_node.environments.errors import EnvironmentNotFoundError, NetworkError
 from flox_node.environments.flox_cli import private_environment
 from flox_node.environments.floxmeta import Floxmeta, Generation
 from flox_node.environments.reference import Reference
-from flox_node.state.policy import Policy
+from flox_node.state.policy import FloxHub, Policy
 from tests.doubles.hub import Hub, HubData, flake_package, lockfile, store_path_package
 
 GIT = shutil.which("git")
@@ -23,7 +23,7 @@ def read(
     hub: Hub, folder: Path, text: str = "demo/hello", *, token: str | None = None, git: str | None = GIT
 ) -> Generation:
     assert git is not None
-    env = private_environment(str(folder), Policy(git_url=hub.git_url), token=token, ca_file=None)
+    env = private_environment(str(folder), Policy(floxhub=FloxHub(git_url=hub.git_url)), token=token, ca_file=None)
     return Floxmeta(git, f"{folder}/meta", env, Deadline.after(30)).read(Reference.parse(text), hub.git_url)
 
 

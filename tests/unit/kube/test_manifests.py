@@ -218,8 +218,8 @@ def test_the_runtime_class_gets_overhead_and_tolerations() -> None:
 
 
 def test_settings_and_policy_are_texts_of_the_config_map() -> None:
-    data = of(manifests.objects(Options(settings="adopt = true\n", policy="[realise]\ntimeout_s = 60\n")), "ConfigMap")
-    assert data["data"] == {"settings.toml": "adopt = true\n", "policy.toml": "[realise]\ntimeout_s = 60\n"}
+    data = of(manifests.objects(Options(settings="adopt = true\n", policy="[realise]\nwait_s = 60\n")), "ConfigMap")
+    assert data["data"] == {"settings.toml": "adopt = true\n", "policy.toml": "[realise]\nwait_s = 60\n"}
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_command_prints_what_its_options_make_of_the_base(tmp_path: Path) -> None:
     settings, policy = tmp_path / "settings.toml", tmp_path / "policy.toml"
     settings.write_text("adopt = true\n")
-    policy.write_text("[realise]\ntimeout_s = 60\n")
+    policy.write_text("[realise]\nwait_s = 60\n")
 
     done = run(
         *("--image", "mine:1", "--registry", "registry.example.com", "--mode", "uninstall", "--pod-monitor"),
@@ -286,7 +286,7 @@ def test_the_command_prints_what_its_options_make_of_the_base(tmp_path: Path) ->
                 {"operator": "Exists", "key": "d.example.com/e", "effect": "NoExecute"},
             ],
             settings="adopt = true\n",
-            policy="[realise]\ntimeout_s = 60\n",
+            policy="[realise]\nwait_s = 60\n",
         )
     )
 

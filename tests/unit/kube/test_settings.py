@@ -17,7 +17,7 @@ def test_what_is_said_is_taken(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text(
         'platform = "k3s"\nadopt = true\ndeadline_s = 90\nrestarts_per_hour = 2\n[rollout]\nshare = "3"\n'
     )
-    (tmp_path / "policy.toml").write_text("[realise]\ntimeout_s = 20\n")
+    (tmp_path / "policy.toml").write_text("[realise]\nwait_s = 20\n")
     found = load(tmp_path)
     assert (found.platform, found.adopt, found.deadline_s, found.restarts_per_hour) == ("k3s", True, 90, 2)
     assert found.share == "3"
@@ -56,5 +56,5 @@ def test_a_share_of_the_nodes_is_at_least_one(share: str, nodes: int, slots: int
 
 def test_another_text_has_another_digest(tmp_path: Path) -> None:
     before = load(tmp_path).digest
-    (tmp_path / "policy.toml").write_text("[realise]\ntimeout_s = 20\n")
+    (tmp_path / "policy.toml").write_text("[realise]\nwait_s = 20\n")
     assert load(tmp_path).digest != before

@@ -13,7 +13,7 @@ from flox_node.errors import UsageError
 from flox_node.host import Host
 from flox_node.state.policy import PATH
 
-GIVEN = "[realise]\ntimeout_s = 20\n"
+GIVEN = "[realise]\nwait_s = 20\n"
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def execute(host: Host, action: WritePolicy) -> None:
 
 
 def test_what_an_administrator_wrote_stays_beside_the_inner_runtime(host: Host) -> None:
-    host.files.write_atomic(PATH, b'{"schema_version": 1, "realise": {"timeout_s": 30}}')
+    host.files.write_atomic(PATH, b'{"schema_version": 1, "realise": {"wait_s": 30}}')
     execute(host, WritePolicy("/usr/bin/runc"))
-    assert written(host) == {"schema_version": 1, "realise": {"timeout_s": 30}, "inner_runtime": "/usr/bin/runc"}
+    assert written(host) == {"schema_version": 1, "realise": {"wait_s": 30}, "inner_runtime": "/usr/bin/runc"}
 
 
 def test_a_policy_that_is_given_replaces_what_was_there(host: Host) -> None:
@@ -42,7 +42,7 @@ def test_a_policy_that_is_given_replaces_what_was_there(host: Host) -> None:
     missing = WritePolicy("/usr/bin/runc", GIVEN).inspect(host)
     assert missing is not None
     execute(host, WritePolicy("/usr/bin/runc", GIVEN))
-    assert written(host) == {"schema_version": 1, "realise": {"timeout_s": 20}, "inner_runtime": "/usr/bin/runc"}
+    assert written(host) == {"schema_version": 1, "realise": {"wait_s": 20}, "inner_runtime": "/usr/bin/runc"}
 
 
 def test_an_inner_runtime_that_the_policy_names_wins(host: Host) -> None:
