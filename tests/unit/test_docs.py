@@ -11,6 +11,8 @@ import pytest
 import typer
 
 from flox_node.cli import app
+from flox_node.state.policy import Policy
+from flox_node.state.policy_text import applied, rendered
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +41,17 @@ def test_a_command_in_the_documentation_is_understood(page: str, line: str) -> N
 def test_a_make_target_in_the_documentation_exists(page: str, line: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert line.split()[1] in targets, f"{page}: {line}"
+
+
+def test_the_reference_shows_the_whole_policy() -> None:
+    assert f"```toml\n{rendered(Policy())}```" in (ROOT / "docs/reference.md").read_text()
+
+
+def test_every_policy_in_the_documentation_is_one() -> None:
+    for block in re.findall(
+        r"^```toml\n# policy\.toml\n(.*?)^```", "".join(page.read_text() for page in PAGES), re.M | re.S
+    ):
+        applied(block, None)
 
 
 def test_relative_links_between_pages_lead_somewhere() -> None:
