@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flox_node.cli import manifests
-from flox_node.cli.node import AsJson
-from flox_node.cli.progress import Progress, show
+from flox_node.cli.output import Result, application, command
+from flox_node.cli.progress import Progress, nodes
 
 if TYPE_CHECKING:
     from flox_node.kube.apply import Applied
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
     from flox_node.kube.manifests import Options
     from flox_node.kube.rollout import Rollout
 
-app = typer.Typer(
-    help="Make the nodes of a cluster Flox nodes with one DaemonSet; they take kubectl's kubeconfig and context.",
-    no_args_is_help=True,
+app = application(
+    "Make the nodes of a cluster Flox nodes with one DaemonSet; they take kubectl's kubeconfig and context."
 )
 
 
@@ -53,7 +51,7 @@ _GOES_ON = "Stopped waiting; the nodes go on by themselves. `flox-node cluster s
 _COMES_BACK = "Interrupted; `flox-node cluster uninstall` goes on where it stopped."
 
 
-@app.command(epilog="Example: flox-node cluster install --registry registry.example.com/mirror")
+@command(app, example="flox-node cluster install --registry registry.example.com/mirror")
 def install(
     image: manifests.Image = None,
     registry: manifests.Registry = None,
@@ -69,8 +67,7 @@ def install(
     timeout: Timeout = _TIMEOUT_S,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Apply the DaemonSet and what it needs, and wait until every selected node is a Flox node, or finally refuses.
 
     Nothing is written when anything of it cannot be applied. Nodes that refuse are told, and are no failure, unless no
@@ -83,10 +80,10 @@ def install(
     )
     api = _connect(kubeconfig, context)
     kube.require_supported(api)
-    _bring(api, options, dry_run, force=force_conflicts, wait=not no_wait, timeout=timeout, as_json=as_json)
+    return _bring(api, options, dry_run, force=force_conflicts, wait=not no_wait, timeout=timeout)
 
 
-@app.command(epilog="Example: flox-node cluster upgrade --image registry.example.com/flox-node:1.2.0")
+@command(app, example="flox-node cluster upgrade --image registry.example.com/flox-node:1.2.0")
 def upgrade(
     image: Annotated[str, typer.Option("--image", help="The image of the new version.", show_default=False)],
     dry_run: ServerDryRun = None,
@@ -95,8 +92,7 @@ def upgrade(
     timeout: Timeout = _TIMEOUT_S,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Bring what is installed to another version, with the settings that it has, and wait for the nodes.
 
     Pods that run go on running, and containerd is not restarted.
@@ -106,44 +102,46 @@ def upgrade(
     api = _connect(kubeconfig, context)
     kube.require_supported(api)
     options = kube.live_options(api, image)
-    _bring(api, options, dry_run, force=force_conflicts, wait=not no_wait, timeout=timeout, as_json=as_json)
+    return _bring(api, options, dry_run, force=force_conflicts, wait=not no_wait, timeout=timeout)
 
 
-@app.command(epilog="Example: flox-node cluster status --json")
-def status(kubeconfig: Kubeconfig = None, context: Context = None, as_json: AsJson = False) -> None:
+@command(app, example="flox-node cluster status --json")
+def status(kubeconfig: Kubeconfig = None, context: Context = None) -> Result:
     """Show the nodes with their platform, versions and state. Exits with 7 while one is not ready, nor refused."""
     from flox_node.errors import DriftError
     from flox_node.kube.waiting import look
 
     found = look(_connect(kubeconfig, context))
-    if as_json:
-        typer.echo(json.dumps({"installed": found is not None, **_as_dict(found)}))
-    elif found is None:
-        typer.echo("flox-node is not installed in this cluster.\n-> `flox-node cluster install`")
-    else:
-        show(found)
-    if found is not None and found.open():
-        raise typer.Exit(DriftError.exit_code)
+    if found is None:
+        return Result(
+            {"installed": False}, "flox-node is not installed in this cluster.\n-> `flox-node cluster install`"
+        )
+    error = None
+    if found.open():
+        error = DriftError(
+            f"{len(found.open())} of {len(found.nodes)} nodes are not ready.",
+            remedy="`flox-node cluster doctor` looks for the reasons.",
+        )
+    return Result({"installed": True, **_as_dict(found)}, lambda: nodes(found), error)
 
 
-@app.command(epilog="Example: flox-node cluster doctor --context production")
+@command(app, example="flox-node cluster doctor --context production")
 def doctor(
     everything: Annotated[bool, typer.Option("--all", help="Show what is well, too.")] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Look for what keeps Flox pods from running here; each finding with its remedy. Exits with 7 on a problem.
 
     Writes nothing. A cluster without flox-node can be examined, too.
     """
-    from flox_node.cli.doctor import tell
+    from flox_node.cli.doctor import told
     from flox_node.kube.doctor import examine
 
-    tell(examine(_connect(kubeconfig, context)), everything=everything, as_json=as_json)
+    return told(examine(_connect(kubeconfig, context)), everything=everything)
 
 
-@app.command(epilog="Example: flox-node cluster uninstall --timeout 1800")
+@command(app, example="flox-node cluster uninstall --timeout 1800")
 def uninstall(
     purge: Annotated[
         bool,
@@ -155,8 +153,7 @@ def uninstall(
     timeout: Timeout = _TIMEOUT_S,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Make every node what it was before, and remove flox-node from the cluster. Refused (6) while Flox pods run.
 
     A run that was interrupted is finished by the next. Nodes that are down are named (9), and reverted once they are
@@ -166,36 +163,33 @@ def uninstall(
 
     api = _connect(kubeconfig, context)
     done: list[str] = []
-    with Progress(quiet=as_json, interrupted=_COMES_BACK) as progress:
+    with Progress(interrupted=_COMES_BACK) as progress:
 
         def say(text: str) -> None:
             done.append(text)
             progress.say(text)
 
         found = kube(api, say=say, show=progress.show, timeout=timeout, purge=purge, abandon=abandon)
-    if as_json:
-        typer.echo(json.dumps({"changed": bool(done), "steps": done, **_as_dict(found)}))
-        return
-    if found is not None:
-        show(found)
-    typer.echo("The cluster is as before." if done else "Nothing to do: flox-node is not installed in this cluster.")
+    text = "The cluster is as before." if done else "Nothing to do: flox-node is not installed in this cluster."
+    body = {"changed": bool(done), "steps": done, **_as_dict(found)}
+    return Result(body, lambda: [*(nodes(found) if found else ()), text])
 
 
-@app.command(epilog="Example: flox-node cluster collect -o support.tar.gz")
+@command(app, example="flox-node cluster collect -o support.tar.gz")
 def collect(
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write, a .tar.gz.", show_default=False)],
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-) -> None:
+) -> Result:
     """Pack what a helper needs (our objects, nodes' conditions, logs, events) into one archive, with no secret in it.
 
     No Secret is read, and other people's pods go in without their commands and variables. Read it before you pass it
     on.
     """
-    from flox_node.cli.doctor import write
+    from flox_node.cli.doctor import written
     from flox_node.kube.collect import collect as kube
 
-    write(kube(_connect(kubeconfig, context)), output)
+    return written(kube(_connect(kubeconfig, context)), output)
 
 
 def _connect(kubeconfig: Path | None, context: str | None) -> Client:
@@ -212,9 +206,9 @@ def _bring(
     force: bool,
     wait: bool,
     timeout: float,
-    as_json: bool,
-) -> None:
+) -> Result:
     """Apply, wait, tell; the end of `install` and of `upgrade`."""
+    from flox_node.errors import FloxNodeError
     from flox_node.kube.apply import apply
     from flox_node.kube.install import require_ready
     from flox_node.kube.manifests import objects
@@ -222,20 +216,22 @@ def _bring(
 
     applied: list[Applied] = []
     followed = None
-    with Progress(quiet=as_json, interrupted=_GOES_ON) as progress:
+    with Progress(interrupted=_GOES_ON) as progress:
         for each in apply(api, objects(options), dry_run=dry_run is not None, force=force):
             applied.append(each)
             progress.say(f"{each}{' (dry run)' if dry_run else ''}")
         if wait and dry_run is None:
             followed = follow(api, progress.show, timeout=timeout)
-    found = followed.rollout if followed else None
-    if followed and not as_json:
-        show(followed.rollout)
+    error: FloxNodeError | None = None
     if followed:
-        require_ready(followed)
-    if as_json:
-        changes = [dataclasses.asdict(each) for each in applied]
-        typer.echo(json.dumps({"dry_run": dry_run is not None, "objects": changes, **_as_dict(found)}))
+        try:
+            require_ready(followed)
+        except FloxNodeError as failure:  # the nodes are shown first
+            error = failure
+    found = followed.rollout if followed else None
+    changes = [dataclasses.asdict(each) for each in applied]
+    body = {"dry_run": dry_run is not None, "objects": changes, **_as_dict(found)}
+    return Result(body, lambda: nodes(found) if found else (), error)
 
 
 def _as_dict(found: Rollout | None) -> dict[str, Any]:

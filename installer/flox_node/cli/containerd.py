@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flox_node.cli.node import DEFAULT_ROOT, HostRoot
+from flox_node.cli.output import Result, application, command, say
 
 if TYPE_CHECKING:
     from flox_node.containerd.config.editor import Handler
     from flox_node.containerd.config.version import ContainerdVersion
 
-app = typer.Typer(help="Read and patch containerd's configuration.", no_args_is_help=True)
+app = application("Read and patch containerd's configuration.")
 
 Version = Annotated[
     str, typer.Option("--containerd-version", help="The containerd that reads it, e.g. 1.7.24.", show_default=False)
 ]
 Name = Annotated[str, typer.Option("--handler", help="The name of the runtime handler.")]
 BinaryName = Annotated[str, typer.Option("--binary-name", help="The handler's OCI runtime, as the node names it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 _DEFAULT_BINARY = "/opt/flox-node/bin/flox-runtime"
 _DEFAULT_CONFIG = "/etc/containerd/config.toml"
 
 
-@app.command(epilog="Example: flox-node containerd patch config.toml --containerd-version 2.1.4 > new.toml")
+@command(app, example="flox-node containerd patch config.toml --containerd-version 2.1.4 > new.toml")
 def patch(
     file: Annotated[Path, typer.Argument(help="The configuration file, '-' for the standard input.")],
     containerd_version: Version,
@@ -44,8 +44,7 @@ def patch(
         bool, typer.Option("--adopt", help="Replace a handler of this name that is not ours; --remove brings it back.")
     ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the handler out instead.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Print the file with the handler's table in it; every other byte stays. The file itself is not written.
 
     Always edits in place, for containerd 2.x too. Exits with 3 where registering would be wrong, and says why.
@@ -65,20 +64,16 @@ def patch(
         done = editor.register(source, wanted, version, template=template, adopt=adopt)
         if str(file) != "-":
             _check_imports(file, version)
-    if as_json:
-        report = {
-            "changed": done.changed,
-            "plugin_id": done.plugin_id,
-            "inherited": done.inherited,
-            "inherited_from": done.inherited_from or None,
-            "added_runc": done.added_runc,
-            "inner_runtime": done.inner_runtime,
-            "result": done.result.decode("utf-8", "replace"),
-        }
-        typer.echo(json.dumps(report))
-        return
-    sys.stdout.buffer.write(done.result)
-    sys.stdout.buffer.flush()
+    body = {
+        "changed": done.changed,
+        "plugin_id": done.plugin_id,
+        "inherited": done.inherited,
+        "inherited_from": done.inherited_from or None,
+        "added_runc": done.added_runc,
+        "inner_runtime": done.inner_runtime,
+        "result": done.result.decode("utf-8", "replace"),
+    }
+    return Result(body, done.result)
 
 
 def _check_imports(file: Path, version: ContainerdVersion) -> None:
@@ -94,10 +89,10 @@ def _check_imports(file: Path, version: ContainerdVersion) -> None:
         )
     for finding in effective.findings:
         if finding.severity != "note":
-            typer.echo(f"flox-node: {finding.severity}: {finding.text}", err=True)
+            say(f"flox-node: {finding.severity}: {finding.text}")
 
 
-@app.command(epilog="Example: flox-node containerd explain --host-root /host --containerd-version 1.7.24")
+@command(app, example="flox-node containerd explain --host-root /host --containerd-version 1.7.24")
 def explain(
     file: Annotated[
         Path | None, typer.Argument(help=f"The root file; default: {_DEFAULT_CONFIG} below --host-root.")
@@ -112,8 +107,7 @@ def explain(
     ] = "/run/containerd/containerd.sock",
     handler: Name = "flox",
     binary_name: BinaryName = _DEFAULT_BINARY,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Show which file sets what, who shadows whom, what this containerd makes of it, and where our table belongs."""
     from flox_node.containerd.config.effective import load
     from flox_node.containerd.config.explain import report
@@ -126,10 +120,7 @@ def explain(
     else:
         root = _running_config(host_root, socket) if containerd_version is None else _DEFAULT_CONFIG
     told = report(load(root, reader, version), reader, _handler(handler, binary_name, None))
-    if as_json:
-        typer.echo(json.dumps(told, default=str))
-    else:
-        _show(told)
+    return Result(told, lambda: _tables(told))
 
 
 def _running_version(host_root: Path, socket: str) -> str:
@@ -173,25 +164,8 @@ def _setting(path: Sequence[str]) -> str:
     return ".".join(path[2:] if path[0] == "plugins" else path)
 
 
-def _show(told: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    # Not cut to 80 columns where the output goes into a file or a pager.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-
-    def table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-        shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            shown.add_column(column, overflow="fold")
-        for row in rows:
-            shown.add_row(*map(escape, row))
-        console.print(shown if rows else f"{title}: none")
-        console.print()
-
-    console.print(f"containerd {told['containerd']}: {escape(told['summary'])}", soft_wrap=True)
-    console.print()
+def _tables(told: dict[str, Any]) -> Iterator[Any]:
+    yield f"containerd {told['containerd']}: {told['summary']}\n"
     files = [
         (
             file["path"] + ("" if file["exists"] else " (missing: built-in defaults)"),
@@ -200,7 +174,7 @@ def _show(told: dict[str, Any]) -> None:
         )
         for file in told["files"]
     ]
-    table("Files, in load order", ("file", "version", "imported by"), files)
+    yield from _table("Files, in load order", ("file", "version", "imported by"), files)
     handlers = [
         (
             entry["name"] + (" (default)" if entry["default"] else ""),
@@ -210,27 +184,40 @@ def _show(told: dict[str, Any]) -> None:
         )
         for entry in told["handlers"]
     ]
-    table(f"Handlers, under {told['plugin']}", ("handler", "type", "options", "set by"), handlers)
+    yield from _table(f"Handlers, under {told['plugin']}", ("handler", "type", "options", "set by"), handlers)
     settings = [
         (_setting(entry["path"]), json.dumps(entry["value"], default=str), f"{entry['file']}:{entry['line'] or '?'}")
         for entry in told["settings"]
     ]
-    table("Settings of the CRI and the daemon", ("setting", "value", "set at"), settings)
+    yield from _table("Settings of the CRI and the daemon", ("setting", "value", "set at"), settings)
     findings = [
         (entry["severity"], entry["file"] + (f":{entry['line']}" if entry["line"] else ""), entry["text"])
         for entry in told["findings"]
     ]
-    table("Findings", ("", "where", "what"), findings)
+    yield from _table("Findings", ("", "where", "what"), findings)
     placement = told["placement"]
     if placement["refused"]:
-        console.print(f"Our handler cannot be registered: {escape(placement['refused'])}", soft_wrap=True)
-        console.print(f"  -> {escape(placement['remedy'])}", soft_wrap=True)
+        yield f"Our handler cannot be registered: {placement['refused']}\n  -> {placement['remedy']}"
     for edit in placement["edits"]:
         how = "is there already" if edit["there_already"] else "belongs"
-        console.print(
-            f"Our table {how} in {escape(edit['path'])} ({edit['kind']}), under {edit['plugin']}, "
-            f"with the options of {escape(edit['inherits_from'])}"
-            + (", together with a table for runc" if edit["adds_runc"] else "")
-            + ".",
-            soft_wrap=True,
+        runc = ", together with a table for runc" if edit["adds_runc"] else ""
+        yield (
+            f"Our table {how} in {edit['path']} ({edit['kind']}), under {edit['plugin']}, "
+            f"with the options of {edit['inherits_from']}{runc}."
         )
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[Any]:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        yield f"{title}: none\n"
+        return
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    yield shown
+    yield ""

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flox_node.cli.node import DEFAULT_ROOT, DEFAULT_SOCKET, AsJson, HostRoot, Socket
+from flox_node.cli.node import DEFAULT_ROOT, DEFAULT_SOCKET, HostRoot, Socket
+from flox_node.cli.output import Result, command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from flox_node.findings import Result
+    from flox_node import findings
     from flox_node.support import Bundle
 
 
 def mount(app: typer.Typer) -> None:
     """Add the commands to the top level."""
-    app.command(epilog="Example: flox-node doctor --deep")(doctor)
-    app.command(epilog="Example: flox-node collect -o support.tar.gz")(collect)
+    command(app, example="flox-node doctor --deep")(doctor)
+    command(app, example="flox-node collect -o support.tar.gz")(collect)
 
 
 def doctor(
@@ -29,8 +29,7 @@ def doctor(
     socket: Socket = DEFAULT_SOCKET,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte of the payload, too.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show what is well, too.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Look for what keeps Flox pods from running here; each finding with its remedy. Exits with 7 on a problem.
 
     Writes nothing but probe files, which it removes. A node without flox-node can be examined, too.
@@ -39,14 +38,14 @@ def doctor(
     from flox_node.plan import Settings
     from flox_node.plan.doctor import examine
 
-    tell(examine(Host.at(host_root), Settings(socket), deep=deep), everything=everything, as_json=as_json)
+    return told(examine(Host.at(host_root), Settings(socket), deep=deep), everything=everything)
 
 
 def collect(
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write, a .tar.gz.", show_default=False)],
     host_root: HostRoot = DEFAULT_ROOT,
     socket: Socket = DEFAULT_SOCKET,
-) -> None:
+) -> Result:
     """Pack what a helper needs (receipt, configuration, doctor, logs) into one archive, with no secret in it.
 
     Tokens, registry credentials and the values of environment variables are left out; read it before you pass it on.
@@ -55,24 +54,25 @@ def collect(
     from flox_node.plan import Settings
     from flox_node.plan.bundle import collect as pack
 
-    write(pack(Host.at(host_root), Settings(socket)), output)
+    return written(pack(Host.at(host_root), Settings(socket)), output)
 
 
-def tell(results: Sequence[Result], *, everything: bool, as_json: bool) -> None:
-    """Print findings; exits with 7 when there is a problem among them."""
+def told(results: Sequence[findings.Result], *, everything: bool) -> Result:
+    """The answer of a doctor; its exit code is 7 when there is a problem among what it found."""
     from flox_node.errors import DriftError
     from flox_node.findings import State
 
-    if as_json:
-        typer.echo(json.dumps({"checks": [dataclasses.asdict(result) for result in results]}))
-    else:
-        _show(results, everything=everything)
-    if any(result.state is State.PROBLEM for result in results):
-        raise typer.Exit(DriftError.exit_code)
+    problems = sum(result.state is State.PROBLEM for result in results)
+    error = None
+    if problems:
+        text = f"There {'is a problem' if problems == 1 else f'are {problems} problems'}."
+        error = DriftError(text, remedy="Each finding says what to do.")
+    body = {"checks": [dataclasses.asdict(result) for result in results]}
+    return Result(body, lambda: _table(results, everything=everything), error)
 
 
-def write(bundle: Bundle, output: Path) -> None:
-    """Write a bundle into a new file that nobody else may read.
+def written(bundle: Bundle, output: Path) -> Result:
+    """The answer of `collect`: a bundle, written into a new file that nobody else may read.
 
     Raises:
         UsageError: the file is there already, or cannot be written.
@@ -84,11 +84,11 @@ def write(bundle: Bundle, output: Path) -> None:
         output.write_bytes(bundle.archive)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.") from error
-    typer.echo(f"{output}: {len(bundle.members)} files, {len(bundle.archive) >> 10} KiB.")
+    body = {"file": str(output), "members": list(bundle.members)}
+    return Result(body, f"{output}: {len(bundle.members)} files, {len(bundle.archive) >> 10} KiB.")
 
 
-def _show(results: Sequence[Result], *, everything: bool) -> None:
-    from rich.console import Console
+def _table(results: Sequence[findings.Result], *, everything: bool) -> Iterator[Any]:
     from rich.markup import escape
     from rich.table import Table
 
@@ -106,10 +106,7 @@ def _show(results: Sequence[Result], *, everything: bool) -> None:
         table.add_row(f"[{colour}]{result.state}[/]", result.id, text)
         if result.remedy:
             table.add_row("", "", f"-> {escape(result.remedy)}")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
     if shown:
-        console.print(table)
+        yield table
     counts = {state: sum(result.state is state for result in results) for state in State}
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count) + ".")
+    yield ", ".join(f"{count} {state}" for state, count in counts.items() if count) + "."

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flox_node.cli.output import Result, command, read_text
+
 if TYPE_CHECKING:
     from flox_node.kube.api import Object
     from flox_node.kube.manifests import Options
@@ -49,9 +51,7 @@ _TOLERATION = re.compile(r"(?P<key>[\w./-]+)(?:=(?P<value>[\w.-]*))?(?::(?P<effe
 
 def mount(app: typer.Typer) -> None:
     """Add the command to the top level."""
-    app.command(epilog="Example: flox-node manifests --registry registry.example.com/mirror > flox-node.yaml")(
-        manifests
-    )
+    command(app, example="flox-node manifests --registry registry.example.com/mirror > flox-node.yaml")(manifests)
 
 
 def manifests(
@@ -64,12 +64,13 @@ def manifests(
     policy: PolicyFile = None,
     pod_monitor: PodMonitor = False,
     mode: Mode = "install",
-) -> None:
+) -> Result:
     """Print the DaemonSet and all that it needs as YAML for `kubectl apply -f -` or a GitOps repository."""
     from flox_node.kube import manifests as kube
 
     chosen = options(image, registry, node_selector, overhead, toleration, settings, policy, pod_monitor, mode)
-    typer.echo(kube.as_yaml(kube.objects(chosen)), nl=False)
+    found = kube.objects(chosen)
+    return Result({"objects": found}, kube.as_yaml(found).encode())
 
 
 def options(
@@ -96,8 +97,8 @@ def options(
         node_selector=_pairs("--node-selector", node_selector),
         overhead=_pairs("--overhead", overhead),
         tolerations=[_toleration(word) for word in tolerations or ()],
-        settings=_text(settings),
-        policy=_text(policy),
+        settings=read_text(settings) if settings else None,
+        policy=read_text(policy) if policy else None,
         pod_monitor=pod_monitor,
         mode=mode,
     )
@@ -123,12 +124,3 @@ def _toleration(word: str) -> Object:
         raise UsageError(f"--toleration {word} is no KEY, KEY=VALUE, KEY:EFFECT or KEY=VALUE:EFFECT.")
     said = {name: text for name, text in found.groupdict().items() if text is not None}
     return {"operator": "Equal" if "value" in said else "Exists", **said}
-
-
-def _text(file: Path | None) -> str | None:
-    from flox_node.errors import UsageError
-
-    try:
-        return None if file is None else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error

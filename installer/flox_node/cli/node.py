@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flox_node.cli.output import Result, command, read_text, say
+
 if TYPE_CHECKING:
-    from flox_node.plan import StepResult
+    from flox_node.plan import NodeStatus, StepResult
 
 HostRoot = Annotated[
     Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
@@ -54,7 +56,6 @@ PolicyFile = Annotated[
     Path | None,
     typer.Option("--policy", help="A policy.toml to put into force, too.", show_default="the policy stays as it is"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 DEFAULT_ROOT = Path("/")
 DEFAULT_SOCKET: str | None = None
 _RESTARTS_PER_HOUR = 6
@@ -62,10 +63,10 @@ _RESTARTS_PER_HOUR = 6
 
 def mount(app: typer.Typer) -> None:
     """Add the node's commands to the top level."""
-    app.command(epilog="Example: flox-node plan --payload flox-node.tar.zst")(plan)
-    app.command(epilog="Example: flox-node install --payload flox-node.tar.zst")(install)
-    app.command(epilog="Example: flox-node status --json")(status)
-    app.command(epilog="Example: flox-node uninstall --purge")(uninstall)
+    command(app, example="flox-node plan --payload flox-node.tar.zst")(plan)
+    command(app, example="flox-node install --payload flox-node.tar.zst")(install)
+    command(app, example="flox-node status --json")(status)
+    command(app, example="flox-node uninstall --purge")(uninstall)
 
 
 def plan(
@@ -76,8 +77,7 @@ def plan(
     platform: PlatformName = None,
     nix_dir: NixDir = None,
     policy: PolicyFile = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
     from flox_node import plan as runs
     from flox_node.host import Host
@@ -90,18 +90,11 @@ def plan(
     )
     recognised = recognise(host, socket=socket, named=platform)
     steps = runs.preview(host, open_payload(payload), settings)
-    if as_json:
-        _print_json(platform=recognised.platform.name, steps=_steps(steps))
-        return
     why = ", ".join(map(str, recognised.signs)) or ("named" if platform else "nothing says otherwise")
-    typer.echo(f"This node: {recognised.platform.title} ({why}).")
-    for step in steps:
-        mark = "=" if step.outcome is runs.Outcome.ALREADY else "+"
-        typer.echo(f"{mark} {step.description}" + (f"  ({step.reason})" if step.reason else ""))
-        if step.diff:
-            typer.echo("".join(f"    {line}\n" for line in step.diff.splitlines()), nl=False)
+    lines = [f"This node: {recognised.platform.title} ({why}).", *map(_planned, steps)]
     if all(step.outcome is runs.Outcome.ALREADY for step in steps):
-        typer.echo("Nothing to do.")
+        lines.append("Nothing to do.")
+    return Result({"platform": recognised.platform.name, "steps": _steps(steps)}, "\n".join(lines))
 
 
 def install(
@@ -118,8 +111,7 @@ def install(
         typer.Option("--repair", help="Compare every byte and SELinux type of ours; put right what differs."),
     ] = False,
     policy: PolicyFile = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
 
     A node that is one already is not written to, and containerd is not restarted. A run that was killed is finished by
@@ -141,25 +133,23 @@ def install(
     )
     steps = runs.install(Host.at(host_root), open_payload(payload), settings, _report)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
-    if as_json:
-        _print_json(changed=changed, steps=_steps(steps))
-    else:
-        typer.echo("The handler flox is live." if changed else "Nothing to do: the handler flox is live.")
+    text = "The handler flox is live." if changed else "Nothing to do: the handler flox is live."
+    return Result({"changed": changed, "steps": _steps(steps)}, text)
 
 
-def status(host_root: HostRoot = DEFAULT_ROOT, socket: Socket = DEFAULT_SOCKET, as_json: AsJson = False) -> None:
+def status(host_root: HostRoot = DEFAULT_ROOT, socket: Socket = DEFAULT_SOCKET) -> Result:
     """Tell what is installed, whether the handler is live, and what differs from the receipt (then exit 7)."""
     from flox_node import plan as runs
     from flox_node.errors import DriftError
     from flox_node.host import Host
 
     found = runs.status(Host.at(host_root), runs.Settings(socket))
-    if as_json:
-        _print_json(**dataclasses.asdict(found))
-    else:
-        _print_status(found)
-    if found.drift or (found.installed and not found.handler_live):
-        raise typer.Exit(DriftError.exit_code)
+    error = None
+    if found.drift:
+        error = DriftError("The node is not what its receipt says.")
+    elif found.installed and not found.handler_live:
+        error = DriftError("The handler flox is not live.", remedy="`flox-node doctor` looks for the reason.")
+    return Result(dataclasses.asdict(found), lambda: _status(found), error)
 
 
 def uninstall(
@@ -169,31 +159,13 @@ def uninstall(
         bool, typer.Option("--purge", help="Remove the store and the policy too, if an install made them.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on although Flox pods run on the node.")] = False,
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Take back what installs did: containerd's configuration to the byte, then the rest. Others' later edits stay."""
     from flox_node import plan as runs
     from flox_node.host import Host
 
     steps = runs.uninstall(Host.at(host_root), runs.Settings(socket), _report, purge=purge, force=force)
-    if as_json:
-        _print_json(changed=bool(steps), steps=_steps(steps))
-    else:
-        typer.echo(_told_of_uninstall(steps))
-
-
-def read_text(file: Path) -> str:
-    """The text of a file that the user named.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    from flox_node.errors import UsageError
-
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error
+    return Result({"changed": bool(steps), "steps": _steps(steps)}, _told_of_uninstall(steps))
 
 
 def _told_of_uninstall(steps: list[StepResult]) -> str:
@@ -208,24 +180,24 @@ def _told_of_uninstall(steps: list[StepResult]) -> str:
 
 
 def _report(step: StepResult) -> None:
-    """Progress goes to stderr, with --json too: stdout is the machine's."""
     seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
     reason = f"  ({step.reason})" if step.outcome == "kept" else ""
-    typer.echo(f"{step.outcome:>8}  {step.description}{reason}{seconds}", err=True)
+    say(f"{step.outcome:>8}  {step.description}{reason}{seconds}")
     for note in step.steps:
-        typer.echo(f"          {note}", err=True)
+        say(f"          {note}")
+
+
+def _planned(step: StepResult) -> str:
+    mark = "=" if step.outcome == "already" else "+"
+    diff = "".join(f"\n    {line}" for line in step.diff.splitlines())
+    return f"{mark} {step.description}" + (f"  ({step.reason})" if step.reason else "") + diff
 
 
 def _steps(steps: list[StepResult]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(step) for step in steps]
 
 
-def _print_json(**body: Any) -> None:
-    typer.echo(json.dumps(body))
-
-
-def _print_status(found: Any) -> None:
-    from rich.console import Console
+def _status(found: NodeStatus) -> Iterator[Any]:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
@@ -243,6 +215,4 @@ def _print_status(found: Any) -> None:
         table.add_row("drift", drift.reason)
         if drift.suspect:
             table.add_row("", f"looks like: {drift.suspect}")
-    Console(soft_wrap=True).print(table)
-    if found.drift:
-        typer.echo("-> `flox-node plan` shows the difference, `flox-node install` repairs it.")
+    yield table

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flox_node.cli.output import Result, application, command
 
 if TYPE_CHECKING:
     from flox_node.payload import Manifest
 
-app = typer.Typer(
-    help="Build, inspect and verify payloads: what flox-node puts on a node.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+app = application("Build, inspect and verify payloads: what flox-node puts on a node.")
 
 Source = Annotated[Path, typer.Argument(help="A payload's folder, or its .tar.zst or .tar.gz.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-@app.command(
-    epilog="Example: flox-node payload build --entry flox=/nix/store/<hash>-flox-1.14.1/bin/flox "
+@command(
+    app,
+    example="flox-node payload build --entry flox=/nix/store/<hash>-flox-1.14.1/bin/flox "
     "--entry git=/nix/store/<hash>-git-2.51.0/bin/git --entry nix=/nix/store/<hash>-nix-2.31.5/bin/nix "
     "--entry nix-store=/nix/store/<hash>-nix-2.31.5/bin/nix-store --wheels dist "
-    "--python /nix/store/<hash>-python3-3.13.9/bin/python3 -o flox-node.tar.zst"
+    "--python /nix/store/<hash>-python3-3.13.9/bin/python3 -o flox-node.tar.zst",
 )
 def build(
     entry: Annotated[list[str], typer.Option(help="NAME=/nix/store/... of a program; may be repeated.")],
@@ -47,8 +46,7 @@ def build(
     system: Annotated[
         str, typer.Option(help="The Nix system of the nodes.", show_default="this machine's")
     ] = f"{os.uname().machine}-linux",
-    as_json: AsJson = False,
-) -> None:
+) -> Result:
     """Build a payload out of a Nix store. The same input gives the same bytes."""
     from flox_node import __version__
     from flox_node.errors import UsageError
@@ -70,48 +68,29 @@ def build(
         wheels=wheels,
         python=python,
     )
-    _show(build_payload(recipe, output), "built", as_json)
+    return _told(build_payload(recipe, output), "built")
 
 
-@app.command(epilog="Example: flox-node payload inspect flox-node.tar.zst")
-def inspect(source: Source, as_json: AsJson = False) -> None:
+@command(app, example="flox-node payload inspect flox-node.tar.zst")
+def inspect(source: Source) -> Result:
     """Show what a payload holds. Only its manifest is read."""
     from flox_node.payload import open_payload
+    from flox_node.payload.manifest import dump
 
     manifest = open_payload(source).manifest
-    if as_json:
-        from flox_node.payload.manifest import dump
-
-        typer.echo(dump(manifest).decode(), nl=False)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("store path", "size", title=f"payload {manifest.id}", title_justify="left", box=None)
-    table.columns[1].justify = "right"
-    for path in sorted(manifest.store_paths, key=lambda path: path.nar_size, reverse=True):
-        table.add_row(path.path, _mebibytes(path.nar_size))
-    for file in manifest.files:
-        table.add_row(file.path, _mebibytes(file.size))
-    console = Console(soft_wrap=True)
-    console.print(f"flox-node {manifest.version} for {manifest.system}, {_mebibytes(manifest.size)}", highlight=False)
-    for name, target in manifest.entry_points.items():
-        console.print(f"  {name:<18} {target}", highlight=False)
-    console.print(table)
+    return Result(json.loads(dump(manifest)), lambda: _held(manifest))
 
 
-@app.command(epilog="Example: flox-node payload verify flox-node.tar.zst")
-def verify(source: Source, as_json: AsJson = False) -> None:
+@command(app, example="flox-node payload verify flox-node.tar.zst")
+def verify(source: Source) -> Result:
     """Compare every bit of a payload with its manifest; exit code 8 names what is damaged."""
     from flox_node.payload import open_payload
     from flox_node.payload import verify as verify_payload
 
-    _show(verify_payload(open_payload(source)), "whole", as_json)
+    return _told(verify_payload(open_payload(source)), "whole")
 
 
-@app.command(
-    epilog="Example: flox-node payload sbom /payload --site-packages /opt/flox-node/lib/python3.13/site-packages"
-)
+@command(app, example="flox-node payload sbom /payload --site-packages /opt/flox-node/lib/python3.13/site-packages")
 def sbom(
     source: Source,
     site_packages: Annotated[
@@ -121,7 +100,7 @@ def sbom(
     created: Annotated[
         int, typer.Option(help="When, in seconds since the epoch.", envvar="SOURCE_DATE_EPOCH", show_default=True)
     ] = 0,
-) -> None:
+) -> Result:
     """Print the bill of materials of an image with this payload, as SPDX 2.3 in JSON."""
     from flox_node.payload import open_payload
     from flox_node.payload.sbom import sbom as make_sbom
@@ -129,26 +108,35 @@ def sbom(
     document = make_sbom(
         open_payload(source), site_packages=site_packages or (), base_image=base_image, created=created
     )
-    typer.echo(document.decode(), nl=False)
+    return Result({"document": json.loads(document)}, document)
 
 
-def _show(manifest: Manifest, word: str, as_json: bool) -> None:
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "result": word,
-                    "id": manifest.id,
-                    "version": manifest.version,
-                    "system": manifest.system,
-                    "store_paths": len(manifest.store_paths),
-                    "size": manifest.size,
-                }
-            )
-        )
-    else:
-        count = len(manifest.store_paths)
-        typer.echo(f"{word}: payload {manifest.id} ({count} store paths, {_mebibytes(manifest.size)})")
+def _held(manifest: Manifest) -> Iterator[Any]:
+    from rich.table import Table
+
+    yield f"flox-node {manifest.version} for {manifest.system}, {_mebibytes(manifest.size)}"
+    for name, target in manifest.entry_points.items():
+        yield f"  {name:<18} {target}"
+    table = Table("store path", "size", title=f"payload {manifest.id}", title_justify="left", box=None)
+    table.columns[1].justify = "right"
+    for path in sorted(manifest.store_paths, key=lambda path: path.nar_size, reverse=True):
+        table.add_row(path.path, _mebibytes(path.nar_size))
+    for file in manifest.files:
+        table.add_row(file.path, _mebibytes(file.size))
+    yield table
+
+
+def _told(manifest: Manifest, word: str) -> Result:
+    count = len(manifest.store_paths)
+    body = {
+        "result": word,
+        "id": manifest.id,
+        "version": manifest.version,
+        "system": manifest.system,
+        "store_paths": count,
+        "size": manifest.size,
+    }
+    return Result(body, f"{word}: payload {manifest.id} ({count} store paths, {_mebibytes(manifest.size)})")
 
 
 def _mebibytes(size: int) -> str:

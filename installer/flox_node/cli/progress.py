@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import typer
+from flox_node.cli.output import is_quiet, say
 
 if TYPE_CHECKING:
     from flox_node.kube.rollout import NodeRow, Rollout
@@ -27,15 +27,14 @@ _COLUMNS = ("node", "state", "reason", "platform", "containerd", "payload", "shi
 class Progress:
     """Shows each look at the nodes while a command waits; on stderr, so that the result can be piped on."""
 
-    def __init__(self, *, quiet: bool, interrupted: str) -> None:
-        """quiet: for `--json`. interrupted: what to say to somebody who presses Ctrl-C."""
-        self._quiet = quiet
+    def __init__(self, *, interrupted: str) -> None:
+        """interrupted: what to say to somebody who presses Ctrl-C."""
         self._interrupted = interrupted
         self._live: Any = None
         self._told: dict[str, tuple[str, str, str]] = {}
 
     def __enter__(self) -> Self:
-        if not self._quiet:
+        if not is_quiet():
             from rich.console import Console
             from rich.live import Live
 
@@ -50,15 +49,15 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-        if isinstance(error, KeyboardInterrupt) and not self._quiet:
-            typer.echo(self._interrupted, err=True)
+        if isinstance(error, KeyboardInterrupt):
+            say(self._interrupted)
 
     def say(self, text: str) -> None:
         """One line that stays: something was done."""
         if self._live is not None:
             self._live.console.print(text, markup=False)
-        elif not self._quiet:
-            typer.echo(text, err=True)
+        else:
+            say(text)
 
     def show(self, rollout: Rollout) -> None:
         """The nodes as they are now."""
@@ -87,20 +86,15 @@ def table(rows: Iterable[NodeRow]) -> Any:
     return made
 
 
-def show(rollout: Rollout) -> None:
-    """Print the nodes, and what those say that are not ready."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+def nodes(rollout: Rollout) -> Iterator[Any]:
+    """The nodes, and what those say that are not ready."""
     if not rollout.nodes:
-        typer.echo("The DaemonSet selects no node of this cluster.")
+        yield "The DaemonSet selects no node of this cluster."
         return
-    console.print(table(rollout.nodes))
+    yield table(rollout.nodes)
     for row in rollout.nodes:
         if row.message and row.state not in ("ready", "reverted"):
-            typer.echo(f"-> {row.name}: {row.message}")
+            yield f"-> {row.name}: {row.message}"
 
 
 def age(since: str) -> str:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from flox_node.cli import app
-from flox_node.errors import FloxNodeError
 from flox_node.kube import waiting
 from flox_node.kube.api import Object
 from flox_node.kube.resources import NODES, PODS
+from tests.unit.command import Done, call
 from tests.unit.kube.fake_cluster import DAEMON_SET, FakeCluster, flox_pod
 
 
@@ -39,13 +37,14 @@ class Run:
         self.cluster = cluster
         self._monkeypatch.setattr("flox_node.kube.kubeconfig.connect", lambda *_: cluster)
 
-    def __call__(self, *words: str) -> Result:
-        return CliRunner().invoke(app, ["cluster", *words])
+    def __call__(self, *words: str) -> Done:
+        return call("cluster", *words)
 
-    def failing(self, *words: str) -> FloxNodeError:
-        error = self(*words).exception
-        assert isinstance(error, FloxNodeError), error
-        return error
+    def failing(self, *words: str) -> dict[str, Any]:
+        done = self(*words, "--json")
+        assert done.exit_code
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
 
 
 @pytest.fixture
@@ -53,9 +52,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(monkeypatch)
 
 
-def body(result: Result) -> dict[str, Any]:
-    assert result.exception is None, result.exception
-    found: dict[str, Any] = json.loads(result.stdout)
+def body(done: Done) -> dict[str, Any]:
+    assert done.exit_code == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -73,8 +72,8 @@ def test_install_tells_each_object_and_each_change_of_a_node(run: Run) -> None:
     assert table[1].split()[:4] == ["a", "ready", "Installed", "2.1.4"]
 
 
-def test_with_json_there_is_nothing_but_one_object(run: Run) -> None:
-    done = run("install", "--json")
+def test_with_json_there_is_one_object_and_quiet_means_nothing_else(run: Run) -> None:
+    done = run("install", "--json", "--quiet")
     assert done.stderr == ""
     told = body(done)
     assert told["state"] == "ready"
@@ -107,15 +106,15 @@ def test_the_options_reach_the_objects(run: Run, tmp_path: Path) -> None:
 
 def test_an_old_cluster_is_refused_before_anything_is_written(run: Run) -> None:
     run.use(Cluster("a", version="1.30"))
-    assert run.failing("install").exit_code == 3
+    assert run.failing("install")["exit_code"] == 3
     assert {method for method, _, _ in run.cluster.requests} == {"GET"}
 
 
 def test_a_node_that_does_not_get_there_fails_the_command_and_is_shown(run: Run) -> None:
     run.use(Cluster("a", "b", stuck=("b",)))
     done = run("install", "--timeout=0.2")
-    assert isinstance(done.exception, FloxNodeError)
-    assert done.exception.exit_code == 9
+    assert done.exit_code == 9
+    assert "1 of 2 nodes are not ready yet: b " in done.stderr
     assert "-> b: flox-node's pod looks at the node." in done.stdout
     assert run("status").exit_code == 7
     assert json.loads(run("status", "--json").stdout)["state"] == "working"
@@ -133,12 +132,12 @@ def test_status_of_a_cluster_without_us_names_the_next_command(run: Run) -> None
     done = run("status")
     assert done.exit_code == 0
     assert "flox-node cluster install" in done.stdout
-    assert body(run("status", "--json")) == {"installed": False}
+    assert body(run("status", "--json"))["installed"] is False
 
 
 def test_upgrade_needs_something_to_upgrade(run: Run) -> None:
     error = run.failing("upgrade", "--image=flox-node:9")
-    assert (error.exit_code, error.remedy) == (3, "Use `flox-node cluster install`.")
+    assert (error["exit_code"], error["remedy"]) == (3, "Use `flox-node cluster install`.")
     assert run("upgrade").exit_code == 2
 
 
@@ -147,8 +146,8 @@ def test_uninstall_goes_from_refused_to_done_to_nothing_to_do(run: Run) -> None:
     pod = PODS.path("web", namespace="default")
     run.cluster.put(pod, flox_pod("web", "a"))
     error = run.failing("uninstall")
-    assert error.exit_code == 6
-    assert "default/web (a)" in error.cause
+    assert error["exit_code"] == 6
+    assert "default/web (a)" in error["cause"]
 
     run.cluster.objects.pop(pod)
     done = run("uninstall")
@@ -156,7 +155,8 @@ def test_uninstall_goes_from_refused_to_done_to_nothing_to_do(run: Run) -> None:
     assert "The cluster is as before." in done.stdout
     assert "reverted" in done.stdout
     assert "Nothing to do" in run("uninstall").stdout
-    assert body(run("uninstall", "--json")) == {"changed": False, "steps": []}
+    told = body(run("uninstall", "--json"))
+    assert (told["changed"], told["steps"]) == (False, [])
 
 
 def test_doctor_exits_with_7_on_a_problem_and_each_finding_has_a_remedy(run: Run) -> None:
@@ -176,4 +176,4 @@ def test_collect_writes_a_new_file_for_nobody_else(run: Run, tmp_path: Path) -> 
     output = tmp_path / "support.tar.gz"
     assert run("collect", "-o", str(output)).exit_code == 0
     assert output.stat().st_mode & 0o777 == 0o600
-    assert run.failing("collect", "-o", str(output)).exit_code == 2
+    assert run.failing("collect", "-o", str(output))["exit_code"] == 2

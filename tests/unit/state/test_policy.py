@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from typer.testing import CliRunner
 
-from flox_node.cli.policy import app
 from flox_node.errors import CorruptError, UsageError
 from flox_node.state import policy, policy_text
 from flox_node.state.policy import Namespace, Policy
+from tests.unit.command import call
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "installer/flox_node/state/schemas/policy.schema.json").read_text())
 TOML = """
@@ -204,27 +203,26 @@ def test_apply_show_check_and_explain_work_below_a_host_root(tmp_path: Path) -> 
     file = tmp_path / "policy.toml"
     file.write_text(TOML)
     where = ["--host-root", str(tmp_path / "node")]
-    runner = CliRunner()
-    assert "is a policy" in runner.invoke(app, ["check", str(file)]).output
+    assert "is a policy" in call("policy", "check", file).stdout
     assert not (tmp_path / "node" / policy.PATH[1:]).exists()
-    assert "in force" in runner.invoke(app, ["apply", str(file), *where]).output
-    assert "Nothing to do" in runner.invoke(app, ["apply", str(file), *where]).output
-    shown = runner.invoke(app, ["show", *where]).output
+    assert "in force" in call("policy", "apply", file, *where).stdout
+    assert "Nothing to do" in call("policy", "apply", file, *where).stdout
+    shown = call("policy", "show", *where).stdout
     assert "\nwait_s = 30\n" in shown
     assert of(shown) == of(TOML)
-    assert json.loads(runner.invoke(app, ["show", "--json", *where]).output)["realise"]["wait_s"] == 30
-    assert "in force: 30" in runner.invoke(app, ["explain", "realise.wait_s", *where]).output
-    assert "team" in runner.invoke(app, ["explain", "namespaces.*.owners", *where]).output
+    assert json.loads(call("policy", "show", "--json", *where).stdout)["policy"]["realise"]["wait_s"] == 30
+    assert "in force: 30" in call("policy", "explain", "realise.wait_s", *where).stdout
+    assert "team" in call("policy", "explain", "namespaces.*.owners", *where).stdout
 
 
 def test_a_bad_policy_leaves_the_last_good_one_in_force(tmp_path: Path) -> None:
     (tmp_path / "node/etc").mkdir(parents=True)
     (tmp_path / "policy.toml").write_text(TOML)
     where = ["--host-root", str(tmp_path / "node")]
-    CliRunner().invoke(app, ["apply", str(tmp_path / "policy.toml"), *where])
+    call("policy", "apply", str(tmp_path / "policy.toml"), *where)
     before = (tmp_path / "node" / policy.PATH[1:]).read_bytes()
     (tmp_path / "policy.toml").write_text("[realise]\nwait_s = 0\n")
-    assert CliRunner().invoke(app, ["apply", str(tmp_path / "policy.toml"), *where]).exit_code
+    assert call("policy", "apply", str(tmp_path / "policy.toml"), *where).exit_code
     assert (tmp_path / "node" / policy.PATH[1:]).read_bytes() == before
 
 
