@@ -9,6 +9,7 @@ import (
 
 	"flox.dev/flox-node/shim/internal/activation"
 	"flox.dev/flox-node/shim/internal/cmdline"
+	"flox.dev/flox-node/shim/internal/inner"
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/pod"
 	"flox.dev/flox-node/shim/internal/realise"
@@ -21,8 +22,9 @@ import (
 // contextFile is the bundle's file that the container sees as activation.ContextFile.
 const contextFile = "flox-ctx.json"
 
-// create prepares a bundle. What is neither a sandbox nor a container of a pod is none of our business.
-func create(call cmdline.Call, policy node.Policy) error {
+// create prepares a bundle for the runtime that creates its container. What is neither a sandbox nor a container of a
+// pod is otherwise none of our business.
+func create(call cmdline.Call, policy node.Policy, runtime string) error {
 	bundle, found := call.Option("bundle", "b")
 	if !found {
 		bundle = "."
@@ -36,11 +38,15 @@ func create(call cmdline.Call, policy node.Policy) error {
 		return err
 	}
 	annotations := pod.Annotations(config.Annotations)
+	err = inner.Keep(bundle, runtime)
+	if err != nil && (annotations.IsSandbox() || annotations.IsContainer()) {
+		return err
+	}
 	event := report.Event{Level: "info", Container: call.ID()}
 	switch {
 	case annotations.IsSandbox():
 		event.Event = "sandbox"
-		err = createSandbox(call.ID(), annotations, policy, &event)
+		err = createSandbox(call.ID(), bundle, annotations, policy, &event)
 	case annotations.IsContainer() && !annotations.Skipped():
 		event.Event = "container"
 		err = createContainer(call.ID(), bundle, config, annotations, &event)
@@ -61,8 +67,11 @@ func create(call cmdline.Call, policy node.Policy) error {
 
 // createSandbox resolves the pod's environment once for all its containers. It happens here, and not in the first
 // container, because the kubelet retries a failed sandbox under every restart policy.
-func createSandbox(id string, annotations pod.Annotations, policy node.Policy, event *report.Event) error {
+func createSandbox(
+	id, bundle string, annotations pod.Annotations, policy node.Policy, event *report.Event,
+) error {
 	began := time.Now()
+	forgetEnded()
 	of, err := annotations.Pod()
 	if err != nil {
 		return err
@@ -90,7 +99,7 @@ func createSandbox(id string, annotations pod.Annotations, policy node.Policy, e
 		_, err = resolvedView(resolution)
 	}
 	if err == nil {
-		err = records.Write(node.PodRecord(id), records.NewPod(of, resolution))
+		err = records.Write(node.PodRecord(id), records.NewPod(of, bundle, resolution))
 	}
 	if err != nil {
 		forgetPod(id)

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"flox.dev/flox-node/shim/internal/cmdline"
+	"flox.dev/flox-node/shim/internal/inner"
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/report"
 )
@@ -13,15 +14,9 @@ import (
 func main() {
 	arguments := os.Args[1:]
 	call := cmdline.Parse(arguments)
-	policy, err := node.LoadPolicy()
-	creating := call.Command == "create"
-	if creating {
-		if err == nil {
-			err = create(call, policy)
-		}
-		if err != nil {
-			fail(call, err)
-		}
+	runtime, err := prepare(call)
+	if err != nil {
+		fail(call, err)
 	}
 	// From here on nothing of ours decides: a damaged policy, record or process must not keep a container from being
 	// started, probed or removed.
@@ -29,9 +24,37 @@ func main() {
 	case "exec":
 		enter(call)
 	case "delete":
-		forget(call)
+		if remembers(call.ID()) {
+			status, err := remove(call, runtime, arguments)
+			if err != nil {
+				fail(call, err)
+			}
+			os.Exit(status)
+		}
 	}
-	fail(call, node.ExecInner(policy, creating, arguments))
+	fail(call, inner.Become(runtime, arguments))
+}
+
+// prepare gives the runtime that the call is for, and prepares what it creates.
+func prepare(call cmdline.Call) (runtime string, err error) {
+	if call.Command != "create" {
+		policy := func() node.Policy {
+			policy, _ := node.LoadPolicy()
+			return policy
+		}
+		if runtime, found := inner.Of(call, policy); found {
+			return runtime, nil
+		}
+		return inner.ForAny(policy())
+	}
+	policy, err := node.LoadPolicy()
+	if err != nil {
+		return "", err
+	}
+	if runtime, err = inner.ForNew(policy); err != nil {
+		return "", err
+	}
+	return runtime, create(call, policy, runtime)
 }
 
 func fail(call cmdline.Call, err error) {

@@ -18,6 +18,7 @@ PolicyFile = Annotated[Path, typer.Argument(help="The policy as TOML; what it do
 @command(app, example="flox-node policy apply policy.toml")
 def apply(file: PolicyFile, host_root: HostRoot = DEFAULT_ROOT) -> Result:
     """Check a policy and put it into force. Pods that are created from then on follow it."""
+    from flox_node.actions.write_policy import remember_former
     from flox_node.host import HostFiles
     from flox_node.state import policy, policy_text
 
@@ -26,6 +27,7 @@ def apply(file: PolicyFile, host_root: HostRoot = DEFAULT_ROOT) -> Result:
     data = policy_text.applied(read_text(file), before)
     changed = data != before
     if changed:
+        remember_former(files, json.loads(data).get("inner_runtime"))
         files.mkdir(policy.PATH.rpartition("/")[0])
         files.write_atomic(policy.PATH, data, 0o644)
     return Result({"changed": changed}, f"{policy.PATH} is in force." if changed else "Nothing to do.")

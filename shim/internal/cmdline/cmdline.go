@@ -12,6 +12,7 @@ import (
 // Call is one parsed command line.
 type Call struct {
 	Command   string   // the sub-command: create, start, exec, ...; empty when there is none
+	Root      string   // --root: the runtime's own state
 	Log       string   // --log
 	LogFormat string   // --log-format, "text" or "json"
 	args      []string // what follows the sub-command
@@ -22,8 +23,10 @@ var globalSwitches = map[string]bool{
 	"debug": true, "systemd-cgroup": true, "help": true, "h": true, "version": true, "v": true,
 }
 
-// Flags of create, exec and delete that take no value.
+// Flags of the sub-commands that take no value.
 var commandSwitches = map[string]bool{
+	"all": true, "a": true, "stats": true, "leave-running": true, "tcp-established": true, "ext-unix-sk": true,
+	"shell-job": true, "lazy-pages": true, "file-locks": true, "pre-dump": true, "auto-dedup": true,
 	"detach": true, "d": true, "force": true, "f": true, "tty": true, "t": true, "no-pivot": true,
 	"no-new-keyring": true, "no-new-privs": true, "no-subreaper": true, "ignore-paused": true, "keep": true,
 	"help": true, "h": true,
@@ -46,6 +49,8 @@ func Parse(args []string) Call {
 			value = args[i]
 		}
 		switch name {
+		case "root":
+			call.Root = value
 		case "log":
 			call.Log = value
 		case "log-format":

@@ -19,8 +19,10 @@ func TestParseReadsTheCommandLinesOfContainerd(t *testing.T) {
 		{line: global + "exec -d -p=/tmp/x ID", command: "exec", id: "ID", process: "/tmp/x"},
 		{line: global + "delete ID", command: "delete", id: "ID"},
 		{line: global + "delete --force ID", command: "delete", id: "ID", force: true},
-		{line: global + "kill --all ID 9", command: "kill", id: "9"},
+		{line: global + "kill --all ID 9", command: "kill", id: "ID"},
 		{line: global + "start ID", command: "start", id: "ID"},
+		{line: global + "update --resources=- ID", command: "update", id: "ID"},
+		{line: global + "ps --format json ID", command: "ps", id: "ID"},
 		{line: "features", command: "features"},
 		{line: "--version"},
 		{line: "--debug --log"},
@@ -32,11 +34,13 @@ func TestParseReadsTheCommandLinesOfContainerd(t *testing.T) {
 			if call.Command != c.command {
 				t.Fatalf("command %q", call.Command)
 			}
+			if strings.Contains(c.line, "--root /run") && call.Root != "/run/containerd/runc/k8s.io" {
+				t.Fatalf("root %q", call.Root)
+			}
 			if strings.Contains(c.line, "--log /b") && (call.Log != "/b/ID/log.json" || call.LogFormat != "json" || call.Bundle() != "/b/ID") {
 				t.Fatalf("log %q %q", call.Log, call.LogFormat)
 			}
-			// What kill's arguments mean is the inner runtime's: nobody asks for its id.
-			if id := call.ID(); c.command != "kill" && id != c.id {
+			if id := call.ID(); id != c.id {
 				t.Fatalf("id %q", id)
 			}
 			if bundle, _ := call.Option("bundle", "b"); bundle != c.bundle {

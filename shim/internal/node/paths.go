@@ -12,6 +12,8 @@ const (
 	realiseTool   = "/opt/flox-node/bin/flox-node-realise"
 	podDir        = "/run/flox-node/pods"
 	containerDir  = "/run/flox-node/containers"
+	versionFile   = "/run/flox-node/inner-runtime-version"
+	formerFile    = "/run/flox-node/former-inner-runtimes"
 	rootDir       = "/nix/var/nix/gcroots/flox-node"
 	eventFile     = "/var/log/flox-node/runtime.jsonl"
 	defaultPath   = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,6 +38,12 @@ func PodRecord(sandboxID string) string { return Path(filepath.Join(podDir, sand
 
 // ContainerRecord is the file that says that a container runs in an environment.
 func ContainerRecord(id string) string { return Path(filepath.Join(containerDir, id+".json")) }
+
+// RuntimeVersion is the file that remembers which version a program of an inner runtime has.
+func RuntimeVersion() string { return Path(versionFile) }
+
+// FormerRuntimes is the file in which the Python side lists the inner runtimes of earlier policies, one path a line.
+func FormerRuntimes() string { return Path(formerFile) }
 
 // PodRoot is the symlink that keeps a sandbox's environment from Nix' garbage collector.
 func PodRoot(sandboxID string) string { return Path(filepath.Join(rootDir, "pod-"+sandboxID)) }

@@ -109,18 +109,20 @@ type Pod struct {
 	Namespace     string     `json:"namespace"`
 	Name          string     `json:"name"`
 	UID           string     `json:"uid"`
+	Bundle        string     `json:"bundle,omitempty"` // of the sandbox; records of older versions have none
 	Resolution    Resolution `json:"resolution"`
 }
 
 // NewPod makes the record of a sandbox.
-func NewPod(of pod.Pod, resolution Resolution) Pod {
-	return Pod{schemaVersion, of.SandboxID, of.Namespace, of.Name, of.UID, resolution}
+func NewPod(of pod.Pod, bundle string, resolution Resolution) Pod {
+	return Pod{schemaVersion, of.SandboxID, of.Namespace, of.Name, of.UID, bundle, resolution}
 }
 
 // Check says what is wrong with the record of a sandbox.
 func (p Pod) Check() error {
 	return errors.Join(
-		checkVersion(p.SchemaVersion), checkPod(p.Namespace, p.Name, p.SandboxID), p.Resolution.Check(),
+		checkVersion(p.SchemaVersion), checkPod(p.Namespace, p.Name, p.SandboxID),
+		check(p.Bundle == "" || filepath.IsAbs(p.Bundle), "bundle"), p.Resolution.Check(),
 	)
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from flox_node.actions import WritePolicy, action_to_json
+from flox_node.actions.write_policy import FORMER_RUNTIMES
 from flox_node.errors import UsageError
 from flox_node.host import Host
 from flox_node.state.policy import PATH
@@ -58,3 +59,10 @@ def test_a_policy_that_cannot_be_meant_is_refused_and_nothing_written(host: Host
 
 def test_a_later_policy_apply_is_no_drift(host: Host) -> None:
     assert "policy" not in action_to_json(WritePolicy("/usr/bin/runc", GIVEN))
+
+
+def test_the_runtimes_of_earlier_policies_are_remembered_for_what_runs(host: Host) -> None:
+    (host.files.root / "run").mkdir()
+    for runtime in ("/usr/bin/runc", "/usr/bin/runc", "/usr/bin/crun", "/opt/runc", "/usr/bin/crun"):
+        execute(host, WritePolicy(runtime))
+    assert host.files.read(FORMER_RUNTIMES) == b"/usr/bin/runc\n/usr/bin/crun\n/opt/runc\n"
