@@ -47,6 +47,14 @@ def test_the_reference_shows_the_whole_policy() -> None:
     assert f"```toml\n{rendered(Policy())}```" in (ROOT / "docs/reference.md").read_text()
 
 
+def test_the_reference_says_of_each_code_of_a_refusal_whether_it_is_final() -> None:
+    from flox_node.environments import errors
+
+    rows = re.findall(r"^\| `([a-z-]+)` \| (yes|no) \|", (ROOT / "docs/reference.md").read_text(), flags=re.MULTILINE)
+    final = {kind.code: errors.is_final(kind("")) for kind in errors.KINDS}
+    assert dict(rows) == {code: "yes" if is_final else "no" for code, is_final in {**final, "bug": False}.items()}
+
+
 def test_every_policy_in_the_documentation_is_one() -> None:
     for block in re.findall(
         r"^```toml\n# policy\.toml\n(.*?)^```", "".join(page.read_text() for page in PAGES), re.M | re.S

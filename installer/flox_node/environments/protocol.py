@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flox_node.environments.errors import BadRequestError
+from flox_node.environments.errors import CODES, BadRequestError, is_final
 from flox_node.environments.index import Resolution
 from flox_node.environments.reference import Reference
 from flox_node.errors import FloxNodeError
@@ -16,20 +16,18 @@ SCHEMA_VERSION = 1
 REQUEST_VERSION = 2
 LARGEST_REQUEST = 1 << 16
 _LONGEST_MESSAGE = 1024
-_CODES = frozenset(
-    {"environment-not-found", "access-denied", "network", "unsupported", "build-failed", "timeout", "bad-request"}
-)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,255}")
 _BLANKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a sandbox asks for: environment and mode, for the pod with this uid."""
+    """What a sandbox asks for: environment and mode, for the pod with this uid in this namespace."""
 
     reference: Reference
     mode: str
     pod_uid: str
+    namespace: str = ""
 
     @classmethod
     def parse(cls, data: bytes) -> Request:
@@ -51,10 +49,12 @@ class Request:
             raise BadRequestError("the request names no environment.")
         if mode not in ("run", "dev"):
             raise BadRequestError(f"the mode {str(mode)[:40]!a} is unknown: it is run or dev.")
-        return cls(Reference.parse(reference), mode, _pod_uid(raw.get("pod")))
+        pod = raw.get("pod")
+        uid = _pod_uid(pod)
+        return cls(Reference.parse(reference), mode, uid, pod["namespace"])
 
 
-def _pod_uid(pod: object) -> str:
+def _pod_uid(pod: Any) -> str:
     names = ("namespace", "name", "uid", "sandbox_id")
     if not isinstance(pod, dict) or not all(isinstance(pod.get(name), str) for name in names):
         raise BadRequestError("the request names no pod.")
@@ -64,9 +64,10 @@ def _pod_uid(pod: object) -> str:
     return pod["uid"] if _ID.fullmatch(pod["uid"]) else ""
 
 
-def success(resolution: Resolution) -> dict[str, Any]:
-    """The answer that lets the sandbox go on."""
-    return {"schema_version": SCHEMA_VERSION, "ok": True, "resolution": asdict(resolution)}
+def success(resolution: Resolution, warning: str | None = None) -> dict[str, Any]:
+    """The answer that lets the sandbox go on. `warning` is a line for the node's log and the pod's event."""
+    said = {"warning": warning} if warning else {}
+    return {"schema_version": SCHEMA_VERSION, "ok": True, "resolution": asdict(resolution), **said}
 
 
 def failure(error: Exception, subject: str | None) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def failure(error: Exception, subject: str | None) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "ok": False,
-        "code": error.code if error.code in _CODES else "bug",
+        "code": error.code if error.code in CODES else "bug",
+        "final": is_final(error),
         "message": text.encode("utf-8", "replace")[:_LONGEST_MESSAGE].decode("utf-8", "ignore"),
     }

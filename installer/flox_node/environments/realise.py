@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from flox_node.environments import floxhub, index, locks, roots, views, work
 from flox_node.environments.deadline import Deadline
-from flox_node.environments.errors import BuildFailedError
+from flox_node.environments.errors import BuildFailedError, NotAllowedError
 from flox_node.environments.index import Question, Resolution
 from flox_node.environments.paths import Paths
 from flox_node.environments.protocol import Request
@@ -42,6 +43,7 @@ def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None
         FloxNodeError: one of `errors`; CorruptError: the node's payload is damaged.
     """
     reference = request.reference
+    _check_allowed(request, policy)
     ca_file = next((file for file in paths.ca_files if os.path.exists(file)), None)
     commit = floxhub.tip(reference, git_url=policy.git_url, token=token, deadline=deadline, ca_file=ca_file)
     question = Question(policy.git_url, reference, commit, request.mode, system())
@@ -52,6 +54,16 @@ def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None
     name = index.digest(policy.git_url, reference.environment)
     with work.locked(name, paths, deadline):
         return index.lookup(question, paths) or _realise(name, question, policy, paths, token, ca_file, deadline)
+
+
+def _check_allowed(request: Request, policy: Policy) -> None:
+    rules = policy.in_namespace(request.namespace)
+    if not any(fnmatchcase(request.reference.owner, pattern) for pattern in rules.owners):
+        raise NotAllowedError(
+            f"the node's policy does not allow environments of {request.reference.owner} in namespace {request.namespace}."
+        )
+    if request.mode not in rules.modes:
+        raise NotAllowedError(f"the node's policy does not allow mode {request.mode} in namespace {request.namespace}.")
 
 
 def _realise(

@@ -23,6 +23,15 @@ const (
 	grace     = 2 * time.Second // from the deadline to the end by force
 )
 
+// Refusal is the answer that the pod does not get its environment.
+type Refusal struct {
+	Message string
+	Code    string
+	Final   bool // only another pod, environment or policy cures it: trying again is of no use
+}
+
+func (r *Refusal) Error() string { return fmt.Sprintf("%s (code %s)", r.Message, r.Code) }
+
 // Run asks for an environment and waits for the answer, at most until the deadline. Then the whole process group of the
 // Python side ends; what it left running elsewhere (a fetch in a unit of its own) goes on, and a retry joins it.
 //
@@ -56,7 +65,7 @@ func Run(request records.Request, deadline time.Duration) (resolution records.Re
 	answer, err := records.Decode[records.Answer](stdout.buffer.Bytes())
 	switch refused := answer.OK != nil && !*answer.OK && answer.Message != ""; {
 	case refused: // also when the rest of the answer is malformed: its text says most
-		return resolution, "", fmt.Errorf("%s (code %s)", answer.Message, answer.Code)
+		return resolution, "", &Refusal{answer.Message, answer.Code, answer.Final}
 	case ctx.Err() != nil:
 		return resolution, stderr.lastLine(), fmt.Errorf("%s was not ready within %s (code timeout): it may still be "+
 			"fetched, and the next attempt goes on from there; `realise.wait_s` of the node's policy sets the time",

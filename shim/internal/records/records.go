@@ -76,7 +76,9 @@ type Answer struct {
 	SchemaVersion int         `json:"schema_version"`
 	OK            *bool       `json:"ok"`
 	Resolution    *Resolution `json:"resolution,omitempty"`
+	Warning       string      `json:"warning,omitempty"` // for the node's log
 	Code          string      `json:"code,omitempty"`
+	Final         bool        `json:"final,omitempty"` // trying again is of no use
 	Message       string      `json:"message,omitempty"`
 }
 
@@ -89,17 +91,19 @@ func (a Answer) Check() error {
 		if a.Resolution == nil {
 			return check(false, "resolution")
 		}
-		return a.Resolution.Check()
+		return errors.Join(a.Resolution.Check(), check(a.Warning == "" || isLine(a.Warning), "warning"))
 	}
-	return errors.Join(
-		check(answerCodes[a.Code], "code"),
-		check(a.Message != "" && utf8.RuneCountInString(a.Message) <= 1024 && !strings.ContainsAny(a.Message, "\r\n"), "message"),
-	)
+	return errors.Join(check(answerCodes[a.Code], "code"), check(isLine(a.Message), "message"))
+}
+
+func isLine(text string) bool {
+	return text != "" && utf8.RuneCountInString(text) <= 1024 && !strings.ContainsAny(text, "\r\n")
 }
 
 var answerCodes = map[string]bool{
-	"environment-not-found": true, "access-denied": true, "network": true, "unsupported": true,
-	"build-failed": true, "timeout": true, "bad-request": true, "bug": true,
+	"environment-not-found": true, "access-denied": true, "token-expired": true, "not-allowed": true, "unsupported": true,
+	"conflict": true, "not-trusted": true, "not-built": true, "too-large": true, "disk-full": true, "network": true,
+	"build-failed": true, "fetching": true, "timeout": true, "bad-request": true, "bug": true,
 }
 
 // Pod is the record of a sandbox: all containers of the pod use what it was resolved to.
