@@ -57,11 +57,9 @@ def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None
 
 
 def _check_allowed(request: Request, policy: Policy) -> None:
-    rules = policy.in_namespace(request.namespace)
-    if not any(fnmatchcase(request.reference.owner, pattern) for pattern in rules.owners):
-        raise NotAllowedError(
-            f"the node's policy does not allow environments of {request.reference.owner} in namespace {request.namespace}."
-        )
+    rules, owner = policy.in_namespace(request.namespace), request.reference.owner
+    if not any(fnmatchcase(owner, pattern) for pattern in rules.owners):
+        raise NotAllowedError(f"the node's policy does not allow owner {owner} in namespace {request.namespace}.")
     if request.mode not in rules.modes:
         raise NotAllowedError(f"the node's policy does not allow mode {request.mode} in namespace {request.namespace}.")
 
