@@ -49,19 +49,17 @@ class Request:
             raise BadRequestError("the request names no environment.")
         if mode not in ("run", "dev"):
             raise BadRequestError(f"the mode {str(mode)[:40]!a} is unknown: it is run or dev.")
-        pod = raw.get("pod")
-        uid = _pod_uid(pod)
-        return cls(Reference.parse(reference), mode, uid, pod["namespace"])
+        return cls(Reference.parse(reference), mode, *_pod(raw.get("pod")))
 
 
-def _pod_uid(pod: Any) -> str:
+def _pod(pod: Any) -> tuple[str, str]:
     names = ("namespace", "name", "uid", "sandbox_id")
     if not isinstance(pod, dict) or not all(isinstance(pod.get(name), str) for name in names):
         raise BadRequestError("the request names no pod.")
     if not _ID.fullmatch(pod["sandbox_id"]):
         raise BadRequestError("the request names no sandbox.")
     # Pods that no kubelet made (crictl) have any uid, and no volumes; as a file name it must be harmless.
-    return pod["uid"] if _ID.fullmatch(pod["uid"]) else ""
+    return pod["uid"] if _ID.fullmatch(pod["uid"]) else "", pod["namespace"]
 
 
 def success(resolution: Resolution, warning: str | None = None) -> dict[str, Any]:
