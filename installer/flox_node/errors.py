@@ -19,7 +19,10 @@ from typing import ClassVar
 
 
 class FloxNodeError(Exception):
-    """Something failed. `cause` says what and why, `remedy` what to do now (a command where there is one)."""
+    """Something failed. `cause` says what and why, `remedy` what to do now (a command where there is one).
+
+    `action` is the key of the step of an install or an uninstall that failed, where it was one.
+    """
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "bug"
@@ -29,10 +32,12 @@ class FloxNodeError(Exception):
         super().__init__(cause)
         self.cause = cause
         self.remedy = remedy or self.default_remedy
+        self.action = ""
 
     def as_dict(self) -> dict[str, object]:
         """The error as `--json` prints it."""
-        return {"error": self.code, "exit_code": self.exit_code, "cause": self.cause, "remedy": self.remedy}
+        body = {"error": self.code, "exit_code": self.exit_code, "cause": self.cause, "remedy": self.remedy}
+        return {**body, "action": self.action} if self.action else body
 
 
 class UsageError(FloxNodeError):

@@ -1,6 +1,16 @@
 """What flox-node does to a node: one module per kind of action, each with inspect, execute, revert and describe."""
 
-from flox_node.actions.base import Action, Guarded, Missing, Progress, action_from_json, action_to_json
+from flox_node.actions.base import (
+    Action,
+    Before,
+    Gap,
+    Kept,
+    Owned,
+    Progress,
+    action_from_json,
+    action_to_json,
+    register,
+)
 from flox_node.actions.create_directory import CreateDirectory
 from flox_node.actions.import_image import ImportImage
 from flox_node.actions.install_units import InstallUnits
@@ -12,13 +22,14 @@ from flox_node.actions.write_policy import WritePolicy
 
 __all__ = [
     "Action",
+    "Before",
     "CreateDirectory",
-    "Guarded",
+    "Gap",
     "ImportImage",
     "InstallUnits",
     "Kept",
-    "Missing",
     "MountNix",
+    "Owned",
     "PlacePayload",
     "Progress",
     "RegisterHandler",
@@ -26,4 +37,5 @@ __all__ = [
     "WritePolicy",
     "action_from_json",
     "action_to_json",
+    "register",
 ]

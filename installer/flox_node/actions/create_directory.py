@@ -6,10 +6,11 @@ was made by us and not found.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.in_use import folder_in_use
 from flox_node.actions.paths import PREFIX
 from flox_node.host import Host
@@ -17,7 +18,7 @@ from flox_node.host import Host
 
 @register
 @dataclass(frozen=True)
-class CreateDirectory:
+class CreateDirectory(Action[Gap]):
     """Make `path` with exactly `mode`.
 
     `keep`: only a purge removes it, then with all in it (the store, the policy's folder). Else it goes when empty.
@@ -31,33 +32,27 @@ class CreateDirectory:
 
     @property
     def key(self) -> str:
-        """See Action."""
         return f"{self.kind}:{self.path}"
 
     def describe(self) -> str:
-        """See Action."""
         return f"create the folder {self.path}"
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action."""
-        return None if host.files.is_dir(self.path) else Missing(f"{self.path} is not there")
+    def inspect(self, host: Host) -> Gap | None:
+        return None if host.files.is_dir(self.path) else Gap(f"{self.path} is not there", (self.path,))
 
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return ""
+    @property
+    def _is_ours_by_name(self) -> bool:
+        return self.path == PREFIX or self.path.startswith(f"{PREFIX}/")  # whatever became of the receipt
 
-    def capture(self, host: Host) -> Before | None:
-        """See Action."""
-        is_ours = self.path == PREFIX or self.path.startswith(f"{PREFIX}/")  # by name, whatever became of the receipt
-        made_by_us = is_ours or not host.files.is_dir(self.path) or was_made(host, self.path)
+    def capture(self, host: Host, gap: Gap | None, known: Before | None) -> Before | None:
+        made_by_us = self._is_ours_by_name or not host.files.is_dir(self.path) or was_made(host, self.path)
         return {"created": True} if made_by_us else None
 
-    def execute(self, host: Host, progress: Progress) -> None:
-        """See Action."""
+    def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         if host.files.mkdir(self.path, self.mode) and self.keep:
             host.files.write_atomic(_mark(self.path), b"")
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> Kept | None:
         """Remove the folder, but only if we made it."""
         if not before.get("created"):
             return None
@@ -70,6 +65,11 @@ class CreateDirectory:
                 return Kept(f"{self.path} is not empty", waits=False)
             host.files.remove(self.path)
         return None
+
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        """A folder of ours; one that was only missing (/opt) is nobody's, and goes when it is empty."""
+        if self._is_ours_by_name or (self.keep and was_made(host, self.path)):
+            yield Owned(self.path, watched=False)
 
 
 def was_made(host: Host, path: str) -> bool:

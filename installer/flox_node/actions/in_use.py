@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from flox_node.actions.paths import SHIM
 from flox_node.host import Host, mounts
+from flox_node.platforms import facts
 
-# Where the containerds of the known platforms keep their state.
-_STATES = (
-    "/run/containerd",
-    "/run/k3s/containerd",
-    "/run/k0s/containerd",
-    "/var/snap/microk8s/common/run/containerd",
-)
 _TASKS = "io.containerd.runtime.v2.task/k8s.io"
 
 
 def bundles_with_shim(host: Host) -> tuple[str, ...]:
     """The ids of the tasks whose bundle names the shim: containerd calls it until they are deleted."""
     found = []
-    for state in _STATES:
+    for state in facts(lambda platform: [platform.state]):
         for task in host.files.listdir(f"{state}/{_TASKS}"):
             options = host.files.read_optional(f"{state}/{_TASKS}/{task}/options.json")
             if options is not None and SHIM.encode() in options:

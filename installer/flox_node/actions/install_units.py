@@ -7,12 +7,12 @@ systemd under SELinux.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
 from flox_node.actions.paths import BIN
 from flox_node.containerd.live import commit
 from flox_node.host import Host
@@ -34,41 +34,26 @@ _STOP_S = 30.0
 
 @register
 @dataclass(frozen=True)
-class InstallUnits:
+class InstallUnits(Action[Gap]):
     """Write the units, enable them, start the timer. The rollback is ordered before `containerd_unit`."""
 
     kind: ClassVar[str] = "install-units"
 
     containerd_unit: str
 
-    @property
-    def key(self) -> str:
-        """See Action."""
-        return self.kind
-
     def describe(self) -> str:
-        """See Action."""
         return f"install the units of the rollback, the boot and the collection in {FOLDER}"
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action."""
+    def inspect(self, host: Host) -> Gap | None:
         for path, data in self._files():
             if host.files.read_optional(path) != data:
-                return Missing(f"{path} is not there or not what it was")
+                return Gap(f"{path} is not there or not what it was", (path,))
         for link, target in self._links():
             if host.files.readlink(link) != target:
-                return Missing(f"{link} does not enable its unit")
+                return Gap(f"{link} does not enable its unit", (link,))
         return None
 
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return ""
-
-    def capture(self, host: Host) -> Before | None:
-        """Nothing to know: the files are ours by name."""
-        return {}
-
-    def execute(self, host: Host, progress: Progress) -> None:
+    def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         """See Action.
 
         Raises:
@@ -81,17 +66,15 @@ class InstallUnits:
         host.systemd.reload()
         host.systemd.start(TIMER, timeout=_STOP_S)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> None:
         """Stop, disable and remove them."""
         host.systemd.stop(TIMER, timeout=_STOP_S)
         for path, _ in [*self._links(), *self._files()]:
-            host.files.discard_leftover(path)
             host.files.remove(path)
         host.systemd.reload()
 
-    def paths(self) -> tuple[str, ...]:
-        """What this puts onto the node."""
-        return tuple(path for path, _ in [*self._files(), *self._links()])
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        return (Owned(path) for path, _ in [*self._files(), *self._links()])
 
     def _files(self) -> Iterator[tuple[str, bytes]]:
         yield commit.SCRIPT, _script()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.in_use import folder_in_use
 from flox_node.errors import OutsideError, RefusedError
 from flox_node.host import Host
@@ -49,7 +50,7 @@ _TIMEOUT_S = 45.0
 
 @register
 @dataclass(frozen=True)
-class MountNix:
+class MountNix(Action[Gap]):
     """Bind the node's folder `source` to /nix, now and at every boot before `containerd_unit` and the kubelet."""
 
     kind: ClassVar[str] = "mount-nix"
@@ -57,38 +58,22 @@ class MountNix:
     source: str
     containerd_unit: str
 
-    @property
-    def key(self) -> str:
-        """See Action."""
-        return self.kind
-
-    def paths(self) -> tuple[str, ...]:
-        """What this puts onto the node."""
-        return (_FILE, _LINK)
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        return (Owned(_FILE), Owned(_LINK))
 
     def describe(self) -> str:
-        """See Action."""
         return f"mount {self.source} at {NIX}, now and at every boot"
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action."""
+    def inspect(self, host: Host) -> Gap | None:
         if _without_marks(host.files.read_optional(_FILE)) != _without_marks(self._unit(made=False)):
-            return Missing(f"{_FILE} is not there or not what it was")
+            return Gap(f"{_FILE} is not there or not what it was", (_FILE,))
         if host.files.readlink(_LINK) != f"../{UNIT}":
-            return Missing(f"{_LINK} does not enable the mount")
+            return Gap(f"{_LINK} does not enable the mount", (_LINK,))
         if host.systemd.status(UNIT).active != "active":
-            return Missing(f"{self.source} is not mounted at {NIX}")
+            return Gap(f"{self.source} is not mounted at {NIX}")
         return None
 
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return ""
-
-    def capture(self, host: Host) -> Before | None:
-        """Nothing to know: the unit is ours by its first line, and says whether the folder is."""
-        return {}
-
-    def execute(self, host: Host, progress: Progress) -> None:
+    def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         """See Action.
 
         Raises:
@@ -105,7 +90,7 @@ class MountNix:
                 remedy="In a pod, mount the host's / with mountPropagation: HostToContainer.",
             )
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> Kept | None:
         """Unmount it and remove the unit on a purge; a plain uninstall keeps the store where it is."""
         unit = host.files.read_optional(_FILE) or b""
         if not purge or (unit and _MARK.encode() not in unit):
@@ -113,8 +98,6 @@ class MountNix:
         if in_use := folder_in_use(host, NIX):
             return Kept(in_use)
         host.systemd.stop(UNIT, timeout=_TIMEOUT_S)
-        for path in (_LINK, _FILE):
-            host.files.discard_leftover(path)
         if _MADE.encode() in unit and not host.files.listdir(NIX):
             host.files.remove(NIX)
         host.files.remove(_LINK)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
 from flox_node.errors import UsageError
 from flox_node.host import Host
 from flox_node.payload import Manifest, Payload, changed_files, damaged, place, survey, unplace
@@ -15,7 +16,7 @@ from flox_node.payload.place import folder_of
 
 @register
 @dataclass(frozen=True)
-class PlacePayload:
+class PlacePayload(Action[Gap]):
     """Place the payload `payload_id`. One read back from the receipt has no `source`, and can only be taken back."""
 
     kind: ClassVar[str] = "place-payload"
@@ -35,50 +36,39 @@ class PlacePayload:
         return f"{self.kind}:{self.payload_id}"
 
     def describe(self) -> str:
-        """See Action."""
         if self.source is None:
             return f"place payload {self.payload_id}"
         manifest = self.source.manifest
         return f"place payload {self.payload_id} ({len(manifest.store_paths)} store paths, {manifest.size >> 20} MiB)"
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action."""
+    def inspect(self, host: Host) -> Gap | None:
         manifest = self.source.manifest if self.source is not None else self._placed_manifest(host)
         if manifest is None:
-            return Missing(f"{folder_of(self.payload_id)} is not there")
+            return Gap(f"{folder_of(self.payload_id)} is not there")
         found = survey(host, manifest)
         if found.unregistered:
-            return Missing(f"{len(found.unregistered)} of {len(manifest.store_paths)} store paths are not in the store")
+            return Gap(f"{len(found.unregistered)} of {len(manifest.store_paths)} store paths are not in the store")
         if found.roots:
-            return Missing("the payload's garbage collection roots are not all there")
+            return Gap("the payload's garbage collection roots are not all there")
         if found.has_folder:
             broken = damaged(host, manifest) if self.repair else ()
-            return Missing(f"damaged: {', '.join(broken)}") if broken else None
-        changed = changed_files(host, manifest)
-        return Missing(f"{', '.join(changed) or folder_of(self.payload_id)} is not what was placed")
+            return Gap(f"damaged: {', '.join(broken)}", broken) if broken else None
+        changed = changed_files(host, manifest) or (folder_of(self.payload_id),)
+        return Gap(f"{', '.join(changed)} is not what was placed", changed)
 
-    def changed_files(self, host: Host) -> tuple[str, ...]:
-        """The files of the payload's folder that are gone or changed, as far as names, sizes and modes tell."""
-        manifest = self.source.manifest if self.source is not None else self._placed_manifest(host)
-        return () if manifest is None else changed_files(host, manifest)
-
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return ""
-
-    def capture(self, host: Host) -> Before | None:
-        """Nothing to know: what is taken back is ours by name, and the store is its folder's action's business."""
-        return {}
-
-    def execute(self, host: Host, progress: Progress) -> None:
-        """See Action."""
+    def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         if self.source is None:
             raise UsageError("A payload is placed from its source.", remedy="Name it with --payload.")
         place(host, self.source, repair=self.repair)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
-        """See Action."""
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> None:
         unplace(host, self.payload_id)
+
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        """Its folder, and its store paths: nobody but Nix removes these."""
+        yield Owned(folder_of(self.payload_id))
+        manifest = self._placed_manifest(host)
+        yield from (Owned(path.path, watched=False) for path in (manifest.store_paths if manifest else ()))
 
     def _placed_manifest(self, host: Host) -> Manifest | None:
         data = host.files.read_optional(f"{folder_of(self.payload_id)}/{NAME}")

@@ -10,20 +10,22 @@ from __future__ import annotations
 import base64
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from flox_node.actions.base import Before, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
 from flox_node.actions.install_units import put_script
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
-from flox_node.containerd.config.registration import Registration, from_json
+from flox_node.containerd.config.effective import MapReader, Reader
+from flox_node.containerd.config.registration import Registration, from_json, to_json
 from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live import daemon, nodeadm_check, proof, restart
-from flox_node.containerd.live.change import Change, carry_out, missing_folders, write, write_all
+from flox_node.containerd.live.change import Change, carry_out, missing_folders, write_all
 from flox_node.containerd.live.cri import CriStatus
+from flox_node.containerd.live.daemon import Running
 from flox_node.errors import OutsideError
 from flox_node.host import Host
 from flox_node.host.files import ConcurrentWriteError
@@ -32,77 +34,90 @@ DEADLINE_S = 60.0
 RESTARTS_PER_HOUR = 6
 
 
+@dataclass(frozen=True)
+class HandlerGap(Gap):
+    """The containerd that was looked at, and the edits that its files need; () where only the daemon lacks it."""
+
+    running: Running = field(kw_only=True)
+    edits: tuple[Edit, ...] = ()
+
+
 @register
 @dataclass(frozen=True)
-class RegisterHandler:
+class RegisterHandler(Action[HandlerGap]):
     """Put the handler's table where it belongs and have the containerd behind `socket` serve it.
 
-    `registration` says which files that are (see `containerd.config.registration`), in its JSON form. A restart that
-    is not confirmed within `deadline_s` seconds is undone; a server of k3s restarts a control plane and needs more.
+    `registration` says which files that are (see `containerd.config.registration`). A restart that is not confirmed
+    within `deadline_s` seconds is undone; a server of k3s restarts a control plane and needs more. `unit` and `program`
+    are the containerd's, for a day when it does not run. `running` is what the planner saw of it a moment ago.
     """
 
     kind: ClassVar[str] = "register-handler"
 
-    registration: Mapping[str, Any]
+    registration: Registration = field(metadata={"to_json": to_json, "from_json": from_json})
     socket: str
     handler: str
     binary_name: str
     adopt: bool = False
     deadline_s: float = DEADLINE_S
+    unit: str = field(default="containerd.service", compare=False)
+    program: str = field(default="", compare=False)
     restarts_per_hour: int = field(default=RESTARTS_PER_HOUR, metadata={"recorded": False}, compare=False)
+    running: Running | None = field(default=None, metadata={"recorded": False}, compare=False)
 
     @property
     def key(self) -> str:
-        """See Action."""
-        return f"{self.kind}:{self._config}"
-
-    @property
-    def _registration(self) -> Registration:
-        return from_json(self.registration)
-
-    @property
-    def _config(self) -> str:
-        return self._registration.config
+        return f"{self.kind}:{self.registration.config}"
 
     def describe(self) -> str:
-        """See Action."""
-        return f"register the handler {self.handler} with the containerd of {self._config} and restart it"
+        return f"register the handler {self.handler} with the containerd of {self.registration.config} and restart it"
 
-    def preflight(self, host: Host) -> None:
-        """See Guarded: where a restart is needed, it must be one that is safe here."""
-        if self.inspect(host) is not None:
-            found = daemon.find(host, self.socket)
-            restart.require_safe(host, found, per_hour=self.restarts_per_hour)
+    def inspect(self, host: Host) -> HandlerGap | None:
+        """The files hold the table, and the running daemon serves it."""
+        return self._compare(host, self.running or daemon.look(host, self.socket))
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action: the files hold the table, and the running daemon serves it."""
-        status = daemon.cri(host, self.socket).status()
-        edits = self._edits(host, status)
+    def _compare(self, host: Host, running: Running) -> HandlerGap | None:
+        edits = self._edits(host, running)
+        paths = tuple(edit.path for edit in edits)
         if edits:
-            return Missing(f"{edits[0].path} does not register the handler {self.handler}")
-        if not self._is_live(status):
-            return Missing(f"the running containerd does not serve the handler {self.handler}")
+            reason = f"{paths[0]} does not register the handler {self.handler}"
+            return HandlerGap(reason, paths, running=running, edits=edits)
+        if not self._is_live(running.status):
+            reason = f"the running containerd does not serve the handler {self.handler}"
+            return HandlerGap(reason, running=running)
         return None
 
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return "".join(_diff(edit) for edit in self._edits(host, daemon.cri(host, self.socket).status()))
+    def preflight(self, host: Host, gap: HandlerGap) -> None:
+        """Where a restart is needed, it must be one that is safe here."""
+        restart.require_safe(host, gap.running.daemon, per_hour=self.restarts_per_hour)
 
-    def capture(self, host: Host) -> Before | None:
-        """The exact old bytes of each file, and what ours will be; None when all is there already.
+    def preview(self, gap: HandlerGap) -> str:
+        return "".join(_diff(edit) for edit in gap.edits)
 
-        Removal does not depend on them (our table carries marks): they make it exact where nobody else wrote since.
+    def capture(self, host: Host, gap: HandlerGap | None, known: Before | None) -> Before | None:
+        """What each file is without us, and what ours will be; what was captured when we came stays what it is.
+
+        Removal does not depend on it (our table carries marks): it makes it exact where nobody else wrote since.
         """
-        edits = self._edits(host, daemon.cri(host, self.socket).status())
-        if not edits:
+        known_files: Mapping[str, Any] = (known or {}).get("files", {})
+        if gap is None and known_files:
             return None
-        return {
-            "files": {edit.path: _remembered(edit) for edit in edits},
-            "folders": missing_folders(host, edits),
-        }
+        running = gap.running if gap is not None else self.running or daemon.look(host, self.socket)
+        withdrawn = {edit.path: edit for edit in self._withdrawals(host.files, running.version)}
+        edits = gap.edits if gap is not None else [Edit(e.path, e.after, e.before) for e in withdrawn.values()]
+        files = dict(known_files)
+        for edit in edits:
+            now = host.files.read_optional(edit.path)
+            if edit.path in known_files and _digest(now) == known_files[edit.path]["written_sha256"]:
+                old = _bytes_before(known_files[edit.path])  # as we wrote it: what we found then is what it was
+            else:
+                old = withdrawn[edit.path].after if edit.path in withdrawn else now
+            files[edit.path] = _remembered(old, edit.after)
+        folders = {*(known or {}).get("folders", ()), *missing_folders(host, edits)}
+        return {"files": files, "folders": sorted(folders, reverse=True)}
 
-    def execute(self, host: Host, progress: Progress) -> None:
-        """See Action.
+    def execute(self, host: Host, gap: HandlerGap, progress: Progress) -> None:
+        """Write and restart; where what runs is as it should be, only what the platform reads at its next start.
 
         Raises:
             RefusedError: the configuration must not be edited, or the node's own containerd refuses the candidate.
@@ -110,12 +125,9 @@ class RegisterHandler:
             ConcurrentWriteError: something else writes these files, twice.
             RolledBackError: containerd did not come back with the handler; the old bytes are live again.
         """
-        status = daemon.cri(host, self.socket).status()
-        edits = self._edits(host, status)
-        if self._is_live(status) and not any(edit.live for edit in edits):
-            # Only what the platform reads at its next start is missing: what runs is as it should be.
-            nodeadm_check.require_accepted(host, edits, FRAGMENTS)
-            write_all(host, edits)
+        if self._is_live(gap.running.status) and not any(edit.live for edit in gap.edits):
+            nodeadm_check.require_accepted(host, gap.edits, FRAGMENTS)
+            write_all(host, gap.edits)
             return
         restart.spend(host, per_hour=self.restarts_per_hour)
         try:
@@ -123,53 +135,69 @@ class RegisterHandler:
         except ConcurrentWriteError:
             self._register(host, progress)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> None:
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> None:
         """The old bytes where nobody else wrote since, else our table removed; then a restart, and the CRI is asked.
 
         Raises:
             RolledBackError: containerd does not come back without the handler; it is registered again.
             OutsideError: containerd does not come back.
         """
-        found = daemon.find(host, self.socket)
-        status = daemon.cri(host, self.socket).wait(self.deadline_s)
-        remembered: Mapping[str, Any] = before.get("files", {})
-        for path in {self._config, *remembered}:
-            host.files.discard_leftover(path)
-        edits = [
-            Edit(edit.path, edit.before, _exact(edit, remembered))
-            for edit in self._registration.withdrawals(host.files, _version(status), self._handler())
-        ]
-        if self._is_live(status):
-            restart.require_safe(host, found)
+        running = Running(daemon.find(host, self.socket), daemon.cri(host, self.socket).wait(self.deadline_s))
+        edits = self._withdrawn_exactly(host, running.version, before)
+        if self._is_live(running.status):
+            restart.require_safe(host, running.daemon)
             put_script(host)
             change = Change(edits, self._judge_removal, dict, self.deadline_s)
-            carry_out(host, found, status, change, lambda _: None)
+            carry_out(host, running.daemon, running.status, change, lambda _: None)
         else:
-            for edit in edits:
-                write(host, edit.path, edit.after, expected=edit.before)
+            write_all(host, edits)
         for folder in before.get("folders", ()):
             if not host.files.listdir(folder):
                 host.files.remove(folder)
 
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        """Files of others with our table in them, and containerd's root file, which leads to it."""
+        remembered: Mapping[str, Any] = before.get("files", {})
+        yield from (Owned(path, True, _bytes_before(known)) for path, known in remembered.items())
+        if self.registration.config not in remembered:
+            yield Owned(self.registration.config, True)
+
     def _register(self, host: Host, progress: Progress) -> None:
-        found = daemon.find(host, self.socket)
-        before = daemon.cri(host, self.socket).status()
-        edits = self._edits(host, before)
+        running = daemon.look(host, self.socket)  # the budget may have let time pass
+        edits = self._edits(host, running)
         proof.try_shim(host, self.binary_name)
         if edits:
             nodeadm_check.require_accepted(host, edits, FRAGMENTS)
-            unproven = proof.prove(host, found, _version(before), edits, self._handler(), self._config)
+            config = self.registration.config
+            unproven = proof.prove(host, running.daemon, running.version, edits, self._handler(), config)
             progress(f"not proven: {unproven}" if unproven else "proven")
-        change = Change(edits, self._judge, lambda: self._without_ours(host, before), self.deadline_s)
-        carry_out(host, found, before, change, progress)
+        change = Change(edits, self._judge, lambda: self._without_ours(host, running), self.deadline_s)
+        carry_out(host, running.daemon, running.status, change, progress)
 
-    def _edits(self, host: Host, status: CriStatus) -> tuple[Edit, ...]:
+    def _edits(self, host: Host, running: Running) -> tuple[Edit, ...]:
         """The files that still have to be written."""
-        return self._registration.edits(host.files, _version(status), self._handler(), adopt=self.adopt)
+        return self.registration.edits(host.files, running.version, self._handler(), adopt=self.adopt)
 
-    def _without_ours(self, host: Host, status: CriStatus) -> dict[str, bytes | None]:
-        edits = self._registration.withdrawals(host.files, _version(status), self._handler())
-        return {edit.path: edit.after for edit in edits}
+    def _withdrawals(self, reader: Reader, version: ContainerdVersion) -> tuple[Edit, ...]:
+        return self.registration.withdrawals(reader, version, self._handler())
+
+    def _withdrawn_exactly(self, host: Host, version: ContainerdVersion, before: Before) -> list[Edit]:
+        """The edits that take us out: to the last byte of what was there where the file still is as we wrote it."""
+        remembered: Mapping[str, Any] = before.get("files", {})
+        edits = {edit.path: edit for edit in self._withdrawals(host.files, version)}
+        for path, known in remembered.items():
+            now = host.files.read_optional(path)
+            if now is not None and _digest(now) == known["written_sha256"]:
+                edits[path] = Edit(path, now, _bytes_before(known))
+        # An older release remembered, at a repair, the file with our table in it.
+        left = MapReader({edit.path: edit.after for edit in edits.values()}, host.files)
+        for edit in self._withdrawals(left, version):
+            now = edits[edit.path].before if edit.path in edits else edit.before
+            edits[edit.path] = Edit(edit.path, now, edit.after)
+        return [edit for edit in edits.values() if edit.changed]
+
+    def _without_ours(self, host: Host, running: Running) -> dict[str, bytes | None]:
+        return {edit.path: edit.after for edit in self._withdrawals(host.files, running.version)}
 
     def _handler(self) -> Handler:
         return Handler(name=self.handler, binary_name=self.binary_name)
@@ -187,26 +215,27 @@ class RegisterHandler:
 
     def _judge_removal(self, before: CriStatus, after: CriStatus) -> None:
         if self._is_live(after):
+            config = self.registration.config
             raise OutsideError(
-                f"containerd still serves the handler {self.handler} after its removal from {self._config}.",
+                f"containerd still serves the handler {self.handler} after its removal from {config}.",
                 remedy="`flox-node containerd explain` shows which file registers it.",
             )
         restart.require_former(before, after, but=self.handler)
 
 
-def _remembered(edit: Edit) -> dict[str, Any]:
+def _remembered(old: bytes | None, written: bytes | None) -> dict[str, Any]:
     return {
-        "bytes": None if edit.before is None else base64.b64encode(edit.before).decode(),
-        "written_sha256": hashlib.sha256(edit.after or b"").hexdigest(),
+        "bytes": None if old is None else base64.b64encode(old).decode(),
+        "written_sha256": _digest(written),
     }
 
 
-def _exact(edit: Edit, remembered: Mapping[str, Any]) -> bytes | None:
-    """The bytes from before us, exact to the last one if the file still is as we wrote it."""
-    known = remembered.get(edit.path)
-    if known is None or hashlib.sha256(edit.before or b"").hexdigest() != known["written_sha256"]:
-        return edit.after
+def _bytes_before(known: Mapping[str, Any]) -> bytes | None:
     return None if known["bytes"] is None else base64.b64decode(known["bytes"])
+
+
+def _digest(data: bytes | None) -> str:
+    return hashlib.sha256(data or b"").hexdigest()
 
 
 def _diff(edit: Edit) -> str:
@@ -218,7 +247,3 @@ def _diff(edit: Edit) -> str:
 def _default_features_known(status: CriStatus) -> bool:
     default = status.handlers.get(status.default_handler)
     return default is not None and bool(default.features_known)
-
-
-def _version(status: CriStatus) -> ContainerdVersion:
-    return ContainerdVersion.parse(status.version)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.in_use import shim_in_use
 from flox_node.actions.paths import BIN, CURRENT, SHIM
 from flox_node.host import Host
@@ -13,7 +14,7 @@ from flox_node.host import Host
 
 @register
 @dataclass(frozen=True)
-class SwitchPayload:
+class SwitchPayload(Action[Gap]):
     """Point `current` at a payload, and `bin/*` at its programs.
 
     containerd's configuration names `bin/flox-runtime` only, so switching never needs a restart.
@@ -24,46 +25,35 @@ class SwitchPayload:
     payload_id: str
     programs: tuple[str, ...]
 
-    @property
-    def key(self) -> str:
-        """See Action."""
-        return self.kind
-
     def describe(self) -> str:
-        """See Action."""
         return f"make payload {self.payload_id} the current one"
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action."""
+    def inspect(self, host: Host) -> Gap | None:
         for path, target in self._links():
             if host.files.readlink(path) != target:
-                return Missing(f"{path} does not point to {target}")
+                return Gap(f"{path} does not point to {target}", (path,))
         return None
 
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return ""
-
-    def capture(self, host: Host) -> Before | None:
-        """See Action."""
+    def capture(self, host: Host, gap: Gap | None, known: Before | None) -> Before | None:
         return None if host.files.lexists(CURRENT) else {"created": True}
 
-    def execute(self, host: Host, progress: Progress) -> None:
-        """See Action."""
+    def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         for path, target in self._links():
             if host.files.readlink(path) != target:
                 host.files.symlink_atomic(path, target)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> Kept | None:
         """Remove the links: they are ours by name. A shim that a running container needs becomes a file of its own."""
         in_use = shim_in_use(host)
         if in_use and host.files.readlink(SHIM) is not None and host.files.exists(SHIM):
             host.files.copy_file(host.files.real(SHIM), SHIM, 0o555)
         for path, _ in reversed(self._links()):
-            host.files.discard_leftover(path)
             if not in_use or path != SHIM:
                 host.files.remove(path)
         return Kept(in_use) if in_use else None
+
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        return (Owned(path) for path, _ in self._links())
 
     def _links(self) -> list[tuple[str, str]]:
         # `current` first: the names in bin lead through it.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from flox_node.actions.base import Before, Kept, Missing, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.in_use import shim_in_use
 from flox_node.errors import CorruptError
 from flox_node.host import Host, HostFiles
@@ -21,7 +22,7 @@ FORMER_RUNTIMES = "/run/flox-node/former-inner-runtimes"
 
 @register
 @dataclass(frozen=True)
-class WritePolicy:
+class WritePolicy(Action[Gap]):
     """Set `inner_runtime` in the policy; whatever else an administrator wrote there stays, unless `policy` replaces it.
 
     `policy` is the text of a policy.toml. It is not recorded: `flox-node policy apply` may change the node's later.
@@ -32,47 +33,36 @@ class WritePolicy:
     inner_runtime: str
     policy: str | None = field(default=None, metadata={"recorded": False})
 
-    @property
-    def key(self) -> str:
-        """See Action."""
-        return self.kind
-
     def describe(self) -> str:
-        """See Action."""
         return f"name {self.inner_runtime} as the inner runtime of new containers in {POLICY}"
 
-    def inspect(self, host: Host) -> Missing | None:
-        """See Action."""
+    def inspect(self, host: Host) -> Gap | None:
         policy = _policy(host.files)
         if policy is None:
-            return Missing(f"{POLICY} is not there")
+            return Gap(f"{POLICY} is not there", (POLICY,))
         wanted = self._wanted(host)
         if policy.get("inner_runtime") != wanted["inner_runtime"]:
-            return Missing(f"{POLICY} names {policy.get('inner_runtime')} as the inner runtime")
-        return None if policy == wanted else Missing(f"{POLICY} is not the policy that was given")
+            return Gap(f"{POLICY} names {policy.get('inner_runtime')} as the inner runtime", (POLICY,))
+        return None if policy == wanted else Gap(f"{POLICY} is not the policy that was given", (POLICY,))
 
-    def preview(self, host: Host) -> str:
-        """See Action."""
-        return ""
-
-    def capture(self, host: Host) -> Before | None:
-        """See Action."""
+    def capture(self, host: Host, gap: Gap | None, known: Before | None) -> Before | None:
         return None if host.files.lexists(POLICY) else {"created": True}
 
-    def execute(self, host: Host, progress: Progress) -> None:
-        """See Action."""
+    def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         wanted = self._wanted(host)
         remember_former(host.files, wanted["inner_runtime"])
         host.files.write_atomic(POLICY, json.dumps(wanted, indent=1).encode() + b"\n", 0o644)
 
-    def revert(self, host: Host, before: Before, *, purge: bool) -> Kept | None:
+    def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> Kept | None:
         """Remove the policy on a purge, if an install made it and no running container's shim reads it any more."""
-        host.files.discard_leftover(POLICY)
         if purge and before.get("created"):
             if in_use := shim_in_use(host):
                 return Kept(in_use)
             host.files.remove(POLICY)
         return None
+
+    def owns(self, host: Host, before: Before) -> Iterable[Owned]:
+        yield Owned(POLICY)
 
     def _wanted(self, host: Host) -> dict[str, Any]:
         if self.policy is None:

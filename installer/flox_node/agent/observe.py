@@ -30,7 +30,7 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
     error = None
     try:
         found = status(host, wanted)
-        needed = [step for step in preview(host, payload, wanted) if step.outcome is Outcome.NEEDED]
+        needed = [step for step in preview(host, payload, wanted).steps if step.outcome is Outcome.NEEDED]
     except FloxNodeError as failure:
         error = failure.as_dict()
     manifest = payload.manifest

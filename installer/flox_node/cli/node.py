@@ -82,14 +82,13 @@ def plan(
     from flox_node import plan as runs
     from flox_node.host import Host
     from flox_node.payload import open_payload
-    from flox_node.plan.platforms import recognise
 
     host, settings = (
         Host.at(host_root),
         runs.Settings(socket, adopt, platform, nix_dir=nix_dir, policy=read_text(policy) if policy else None),
     )
-    recognised = recognise(host, socket=socket, named=platform)
-    steps = runs.preview(host, open_payload(payload), settings)
+    found = runs.preview(host, open_payload(payload), settings)
+    recognised, steps = found.plan.detection, list(found.steps)
     why = ", ".join(map(str, recognised.signs)) or ("named" if platform else "nothing says otherwise")
     lines = [f"This node: {recognised.platform.title} ({why}).", *map(_planned, steps)]
     if all(step.outcome is runs.Outcome.ALREADY for step in steps):

@@ -12,11 +12,6 @@ _CA_FILES = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",  # SUSE
 )
-_KUBELETS = (
-    "/var/lib/kubelet",
-    "/var/lib/k0s/kubelet",
-    "/var/snap/microk8s/common/var/lib/kubelet",
-)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,11 @@ class Paths:
 
     def pod_volumes(self, uid: str) -> tuple[str, ...]:
         """Where the kubelets of the distributions keep a pod's volumes."""
-        return tuple(self.on_disk(f"{kubelet}/pods/{uid}/volumes") for kubelet in _KUBELETS)
+        from flox_node.platforms import facts  # only a pod with a token has to know
+
+        return tuple(
+            self.on_disk(f"{kubelet}/pods/{uid}/volumes") for kubelet in facts(lambda platform: [platform.kubelet_root])
+        )
 
     @property
     def ca_files(self) -> tuple[str, ...]:

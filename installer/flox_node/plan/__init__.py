@@ -1,12 +1,13 @@
 """Which actions bring a node to the desired state, and the runs that carry them out or take them back."""
 
 from flox_node.plan.planner import Settings, plan_install
-from flox_node.plan.runs import Outcome, StepResult, install, preview, uninstall
+from flox_node.plan.runs import Outcome, Preview, StepResult, install, preview, uninstall
 from flox_node.plan.status import NodeStatus, status
 
 __all__ = [
     "NodeStatus",
     "Outcome",
+    "Preview",
     "Settings",
     "StepResult",
     "install",

@@ -7,6 +7,7 @@ value is; comments stay out. Backups of other tools' files, which the receipt ho
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import platform
@@ -26,6 +27,7 @@ from flox_node.plan.doctor.node import Node
 from flox_node.plan.doctor.pods import EVENTS
 from flox_node.plan.planner import HANDLER, SHIM, Settings
 from flox_node.plan.status import status
+from flox_node.platforms import facts
 from flox_node.redact import MASK, Redactor, is_secret_key, secrets_in
 from flox_node.state.ledger import JOURNAL, RECEIPT
 from flox_node.state.policy import PATH as POLICY
@@ -34,7 +36,6 @@ from flox_node.support import Bundle, bundle
 _TAIL = 512 << 10  # bytes of a log
 _LINES = "2000"  # of a unit's journal
 _TOKEN = "floxhub-token"
-_PODS = "/var/lib/kubelet/pods"
 
 
 def collect(host: Host, settings: Settings) -> Bundle:
@@ -45,7 +46,7 @@ def collect(host: Host, settings: Settings) -> Bundle:
 
 def _members(node: Node, settings: Settings) -> dict[str, Callable[[], Any]]:
     host = node.host
-    units = ["containerd.service", "kubelet.service", "k3s.service", "k3s-agent.service", "rke2-server.service"]
+    units = [*facts(lambda platform: platform.units)]
     units += [name for name in host.files.listdir("/etc/systemd/system") if name.startswith("flox-node-")]
     units += ["nix.mount"]
     return {
@@ -63,6 +64,11 @@ def _members(node: Node, settings: Settings) -> dict[str, Callable[[], Any]]:
         "pods/runtime.jsonl": lambda: _tail(host, EVENTS),
         "mounts.txt": lambda: _text(host.files.read("/proc/1/mountinfo")),
         "disks.json": lambda: [dataclasses.asdict(space(host, folder)) for folder in _disks(host)],
+        **{
+            f"logs{path}": functools.partial(_tail, host, path)
+            for path in facts(lambda platform: platform.logs)
+            if host.files.exists(path)
+        },
         **{f"units/{unit}.txt": _unit_log(host, unit) for unit in dict.fromkeys(units)},
     }
 
@@ -155,12 +161,13 @@ def _known_secrets(node: Node) -> Iterator[str]:
     except FloxNodeError:
         pass
     files = node.host.files
-    for pod in files.listdir(_PODS):
-        for kind in files.listdir(f"{_PODS}/{pod}/volumes"):
-            for volume in files.listdir(f"{_PODS}/{pod}/volumes/{kind}"):
-                token = files.read_optional(f"{_PODS}/{pod}/volumes/{kind}/{volume}/{_TOKEN}")
-                if token:
-                    yield _text(token).strip()
+    for pods in facts(lambda platform: [f"{platform.kubelet_root}/pods"]):
+        for pod in files.listdir(pods):
+            for kind in files.listdir(f"{pods}/{pod}/volumes"):
+                for volume in files.listdir(f"{pods}/{pod}/volumes/{kind}"):
+                    token = files.read_optional(f"{pods}/{pod}/volumes/{kind}/{volume}/{_TOKEN}")
+                    if token:
+                        yield _text(token).strip()
 
 
 def _text(data: bytes) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from dataclasses import dataclass
+from typing import Any
 
-from flox_node.actions import ImportImage, PlacePayload, WritePolicy
+from flox_node.actions import Action, ImportImage, PlacePayload, WritePolicy
+from flox_node.actions.create_directory import was_made
+from flox_node.actions.mount_nix import NIX
 from flox_node.actions.paths import CURRENT
 from flox_node.containerd.live import commit, daemon
 from flox_node.environments import collect, work
@@ -19,6 +22,7 @@ from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import NIX_ENVIRONMENT, folder_of
 from flox_node.plan.planner import inner_runtime
 from flox_node.plan.runs import Outcome, Report, carry_out, take_back
+from flox_node.platforms import DEFAULT_SOCKET
 from flox_node.state.ledger import Ledger
 
 DAYS = 30
@@ -49,9 +53,8 @@ def boot(host: Host, report: Report) -> Swept:
         if ledger.receipt is None or ledger.interrupted:
             return Swept()  # an install that was killed is finished or undone as a whole
         socket = _socket(ledger)
-        found = daemon.find(host, socket)
-        running = daemon.cri(host, socket).wait(30.0)
-        actions = (WritePolicy(inner_runtime(host, found, running)), ImportImage(socket))
+        running = daemon.look(host, socket, patience_s=30.0)
+        actions: tuple[Action[Any], ...] = (WritePolicy(inner_runtime(host, running)), ImportImage(socket))
         recorded = [action for action in actions if action.key in ledger.records]
         results = [carry_out(host, ledger, action, report) for action in recorded]
         if any(result.outcome is Outcome.DONE for result in results):
@@ -107,7 +110,7 @@ def _old_payloads(host: Host, ledger: Ledger, since: float) -> tuple[str, ...]:
 
 
 def _collect_garbage(host: Host) -> str:
-    if not host.files.lexists("/nix/.created-by-flox-node"):
+    if not was_made(host, NIX):
         return ""
     program = _manifest(host).entry_points["nix-store"]
     done = host.processes.run([program, "--gc"], env=NIX_ENVIRONMENT, timeout=_COLLECTION_S)
@@ -130,7 +133,7 @@ def _socket(ledger: Ledger) -> str:
     for record in ledger.records.values():
         if record.action["kind"] == "register-handler":
             return str(record.action["socket"])
-    return daemon.DEFAULT_SOCKET
+    return DEFAULT_SOCKET
 
 
 def _paths(host: Host) -> Paths:

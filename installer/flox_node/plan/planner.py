@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from flox_node.actions import (
     Action,
@@ -19,14 +20,13 @@ from flox_node.actions import (
 from flox_node.actions.install_units import WANTS
 from flox_node.actions.paths import BIN, PREFIX
 from flox_node.actions.register_handler import RESTARTS_PER_HOUR
-from flox_node.containerd.config.registration import to_json
 from flox_node.containerd.live import daemon
-from flox_node.containerd.live.cri import CriStatus
+from flox_node.containerd.live.daemon import Running
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 from flox_node.payload import Payload
 from flox_node.payload.manifest import EMPTY_IMAGE
-from flox_node.plan import platforms
+from flox_node.plan.detect import Detection, recognise
 
 HANDLER = "flox"
 SHIM = f"{BIN}/flox-runtime"
@@ -55,8 +55,19 @@ class Settings:
     policy: str | None = None
 
 
-def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Action, ...]:
+@dataclass(frozen=True)
+class Plan:
+    """What this node is, the containerd that was seen on it, and the actions that make it a Flox node."""
+
+    detection: Detection
+    running: Running
+    actions: tuple[Action[Any], ...]
+
+
+def plan_install(host: Host, payload: Payload, settings: Settings) -> Plan:
     """The actions of an install, in order: first what no one uses yet, last the one that makes it live.
+
+    The node is looked at once: what was seen of its containerd goes along with the plan.
 
     Raises:
         RefusedError: a platform where nothing can be done, signs of platforms that contradict each other, no containerd
@@ -64,38 +75,42 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> tuple[Acti
         OutsideError: the CRI does not answer.
     """
     socket = daemon.cri_socket(host, settings.socket)
-    platform = platforms.recognise(host, socket=socket, named=settings.platform).platform
+    detection = recognise(host, socket=socket, named=settings.platform)
+    platform = detection.platform
     if platform.refusal is not None:
         raise RefusedError(platform.refusal.reason, remedy=platform.refusal.instead)
-    found = daemon.find(host, socket)
-    running = daemon.cri(host, socket).wait(10.0)
-    registration = platform.register(found.config_path, host.files)
-    return (
+    running = daemon.look(host, socket, patience_s=10.0)
+    registration = platform.register(running.daemon.config_path, host.files)
+    actions: tuple[Action[Any], ...] = (
         CreateDirectory("/opt"),
         CreateDirectory(PREFIX),
         CreateDirectory(BIN),
         CreateDirectory(f"{PREFIX}/payloads"),
         CreateDirectory("/etc/flox-node", keep=True),
-        *_nix(host, settings, found.unit),
+        *_nix(host, settings, running.daemon.unit),
         PlacePayload.of(payload, repair=settings.repair),
         SwitchPayload(payload.manifest.id, _programs(payload)),
-        WritePolicy(inner_runtime(host, found, running), settings.policy),
+        WritePolicy(inner_runtime(host, running), settings.policy),
         *([ImportImage(socket)] if any(file.path == EMPTY_IMAGE for file in payload.manifest.files) else []),
         *(CreateDirectory(folder) for folder in WANTS),
-        InstallUnits(found.unit),
+        InstallUnits(running.daemon.unit),
         RegisterHandler(
-            to_json(registration),
+            registration,
             socket,
             HANDLER,
             SHIM,
             settings.adopt,
             settings.deadline_s or platform.restart_deadline_s,
+            running.daemon.unit,
+            running.daemon.exe,
             settings.restarts_per_hour,
+            running,
         ),
     )
+    return Plan(detection, running, actions)
 
 
-def _nix(host: Host, settings: Settings, containerd_unit: str) -> tuple[Action, ...]:
+def _nix(host: Host, settings: Settings, containerd_unit: str) -> tuple[Action[Any], ...]:
     """How /nix comes to be there: made, found (and then never removed), or bound from elsewhere.
 
     Raises:
@@ -123,13 +138,14 @@ def _programs(payload: Payload) -> tuple[str, ...]:
     return ("flox-runtime", *(name for name in _LINKED if name in payload.manifest.entry_points))
 
 
-def inner_runtime(host: Host, found: daemon.Daemon, running: CriStatus) -> str:
+def inner_runtime(host: Host, running: Running) -> str:
     """The absolute path of the OCI runtime that the node's default handler uses.
 
     Raises:
         RefusedError: containerd would not find one itself.
     """
-    default = running.handlers.get(running.default_handler)
+    found, status = running.daemon, running.status
+    default = status.handlers.get(status.default_handler)
     name = (default.binary_name if default is not None else "") or "runc"
     if name.startswith("/"):
         return name

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from flox_node import __version__
-from flox_node.actions import Action, Guarded, Missing, action_from_json, action_to_json
+from flox_node.actions import Action, Gap, action_from_json, action_to_json
 from flox_node.containerd.live import commit, daemon
-from flox_node.errors import InUseError
+from flox_node.errors import FloxNodeError, InUseError
 from flox_node.host import Host
 from flox_node.host.lock import exclusive
 from flox_node.payload import Payload
 from flox_node.plan import labels
-from flox_node.plan.planner import HANDLER, Settings, plan_install
+from flox_node.plan.planner import HANDLER, Plan, Settings, plan_install
 from flox_node.state.ledger import STATE_DIR, Ledger, Receipt, Record
 
 
@@ -49,17 +51,28 @@ class StepResult:
 Report = Callable[[StepResult], None]
 
 
-def preview(host: Host, payload: Payload, settings: Settings) -> list[StepResult]:
-    """What an install would do. Writes nothing, takes no lock."""
-    results = []
-    for action in plan_install(host, payload, settings):
-        missing = action.inspect(host)
-        if missing is None:
-            results.append(StepResult(action.key, action.describe(), Outcome.ALREADY))
-        else:
-            diff = action.preview(host)
-            results.append(StepResult(action.key, action.describe(), Outcome.NEEDED, missing.reason, diff))
-    return results
+@dataclass(frozen=True)
+class Preview:
+    """What an install would do, and the plan that says so."""
+
+    plan: Plan
+    steps: tuple[StepResult, ...]
+
+
+def preview(host: Host, payload: Payload, settings: Settings) -> Preview:
+    """What an install would do. Writes nothing, takes no lock.
+
+    Raises:
+        FloxNodeError: what an install would refuse for before it writes anything.
+    """
+    plan = plan_install(host, payload, settings)
+    return Preview(plan, tuple(_previewed(action, action.inspect(host)) for action in plan.actions))
+
+
+def _previewed(action: Action[Any], gap: Gap | None) -> StepResult:
+    if gap is None:
+        return StepResult(action.key, action.describe(), Outcome.ALREADY)
+    return StepResult(action.key, action.describe(), Outcome.NEEDED, gap.reason, action.preview(gap))
 
 
 def install(host: Host, payload: Payload, settings: Settings, report: Report) -> list[StepResult]:
@@ -71,15 +84,22 @@ def install(host: Host, payload: Payload, settings: Settings, report: Report) ->
     with exclusive(host.files):
         commit.settle(host)
         ledger = Ledger.load(host.files)
-        actions = plan_install(host, payload, settings)
-        for action in actions:
-            if isinstance(action, Guarded):
-                action.preflight(host)
-        results = [carry_out(host, ledger, action, report) for action in actions]
+        gaps = []
+        for action in plan_install(host, payload, settings).actions:
+            with _named(action):
+                gap = action.inspect(host)
+                if gap is not None:
+                    action.preflight(host, gap)
+                gaps.append((action, gap))
+        results: list[StepResult] = []
+        for action, gap in gaps:
+            # What an earlier action did may be what this one lacked.
+            changed = any(result.outcome is Outcome.DONE for result in results)
+            results.append(carry_out(host, ledger, action, report, *([] if changed else [gap])))
         if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
             ledger.conclude(_receipt(host, payload, ledger))
         if settings.repair:
-            results.append(_relabel(host, payload, report))
+            results.append(_relabel(host, ledger, report))
         return results
 
 
@@ -111,36 +131,50 @@ def uninstall(
         return results
 
 
-def carry_out(host: Host, ledger: Ledger, action: Action, report: Report) -> StepResult:
-    """Bring the node where one action wants it, journalled; nothing is written where it is there and recorded."""
+def carry_out(host: Host, ledger: Ledger, action: Action[Any], report: Report, *looked: Gap | None) -> StepResult:
+    """Bring the node where one action wants it, journalled; nothing is written where it is there and recorded.
+
+    `looked`: the gap that a look of this run found; without it the node is looked at now.
+    """
     started = time.monotonic()
-    missing = action.inspect(host)
     record = ledger.records.get(action.key)
-    if missing is None and record is not None and record.done:
-        result = StepResult(action.key, action.describe(), Outcome.ALREADY)
-    else:
-        before = action.capture(host)
-        _ensure_state_folder(host)
-        ledger.begin(action.key, action_to_json(action), before)
-        steps: list[str] = []
+    with _named(action):
+        gap = looked[0] if looked else action.inspect(host)
+        if gap is None and record is not None and record.done:
+            result = StepResult(action.key, action.describe(), Outcome.ALREADY)
+        else:
+            before = action.capture(host, gap, record.before if record else None)
+            _ensure_state_folder(host)
+            ledger.begin(action.key, action_to_json(action), before)
+            steps: list[str] = []
 
-        def progress(step: str) -> None:
-            ledger.step(action.key, step)
-            steps.append(step)
+            def progress(step: str) -> None:
+                ledger.step(action.key, step)
+                steps.append(step)
 
-        if missing is not None:
-            action.execute(host, progress)
-        ledger.done(action.key)
-        reason = (missing or Missing("it was there, but not recorded")).reason
-        seconds = round(time.monotonic() - started, 3)
-        result = StepResult(action.key, action.describe(), Outcome.DONE, reason, seconds=seconds, steps=tuple(steps))
+            if gap is not None:
+                action.execute(host, gap, progress)
+            ledger.done(action.key)
+            reason = gap.reason if gap is not None else "it was there, but not recorded"
+            seconds = round(time.monotonic() - started, 3)
+            result = StepResult(action.key, action.describe(), Outcome.DONE, reason, "", seconds, tuple(steps))
     report(result)
     return result
 
 
-def _relabel(host: Host, payload: Payload, report: Report) -> StepResult:
+@contextlib.contextmanager
+def _named(action: Action[Any]) -> Iterator[None]:
+    """An error of an action says which one it was."""
+    try:
+        yield
+    except FloxNodeError as error:
+        error.action = error.action or action.key
+        raise
+
+
+def _relabel(host: Host, ledger: Ledger, report: Report) -> StepResult:
     started = time.monotonic()
-    wrong = labels.restore(host, payload.manifest)
+    wrong = labels.restore(host, ledger)
     outcome, reason = (Outcome.DONE, f"{wrong} files had another type") if wrong else (Outcome.ALREADY, "")
     seconds = round(time.monotonic() - started, 3)
     result = StepResult("labels", "set the SELinux types of what is ours", outcome, reason, seconds=seconds)
@@ -153,14 +187,18 @@ def take_back(host: Host, ledger: Ledger, record: Record, report: Report, *, pur
     started = time.monotonic()
     action = action_from_json(record.action)
     ledger.reverting(record.key)
-    kept = action.revert(host, record.before, purge=purge)
+    steps: list[str] = []
+    with _named(action):
+        for owned in action.owns(host, record.before):
+            host.files.discard_leftover(owned.path)
+        kept = action.revert(host, record.before, steps.append, purge=purge)
     if kept is not None and (kept.waits or waiting):
         ledger.keep(record.key, kept.reason)
     else:
         ledger.reverted(record.key)
     seconds = round(time.monotonic() - started, 3)
     outcome, reason = (Outcome.REVERTED, "") if kept is None else (Outcome.KEPT, kept.reason)
-    result = StepResult(record.key, action.describe(), outcome, reason, seconds=seconds)
+    result = StepResult(record.key, action.describe(), outcome, reason, "", seconds, tuple(steps))
     report(result)
     return result
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError, RefusedError
 from flox_node.host import Host
-from flox_node.plan import drift, platforms
+from flox_node.plan import drift
+from flox_node.plan.detect import recognise
 from flox_node.plan.planner import HANDLER, Settings
 from flox_node.state.ledger import Ledger
 
@@ -62,6 +63,6 @@ def status(host: Host, settings: Settings) -> NodeStatus:
 
 def _platform(host: Host, socket: str, settings: Settings) -> str:
     try:
-        return platforms.recognise(host, socket=socket, named=settings.platform).platform.name
+        return recognise(host, socket=socket, named=settings.platform).platform.name
     except RefusedError:
         return ""  # signs that contradict each other: an install was told, and the receipt knows what it did

@@ -6,13 +6,11 @@ import contextlib
 import posixpath
 from dataclasses import dataclass
 
-from flox_node.actions import InstallUnits, MountNix, PlacePayload, RegisterHandler, SwitchPayload, action_from_json
-from flox_node.actions.paths import BIN, CURRENT, SHIM
+from flox_node.actions import action_from_json
+from flox_node.actions.paths import SHIM
 from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
-from flox_node.payload.place import folder_of
-from flox_node.plan.doctor.node import KUBELETS
 from flox_node.state.ledger import RECEIPT, Ledger
 from flox_node.state.policy import PATH as POLICY
 
@@ -40,24 +38,18 @@ def find(host: Host) -> Watch:
     folders: set[str] = set()
     paths = {RECEIPT, POLICY, SHIM}
     for record, action in zip(records, actions, strict=True):
-        match action:
-            case RegisterHandler():
-                files = {*record.before.get("files", {}), str(action.registration.get("config") or "")} - {""}
-                paths |= files
-                folders |= {posixpath.dirname(file) for file in files}
-            case SwitchPayload():
-                paths |= {CURRENT, *(f"{BIN}/{name}" for name in action.programs)}
-            case PlacePayload():
-                paths.add(folder_of(action.payload_id))
-            case InstallUnits() | MountNix():
-                paths |= set(action.paths())
+        for owned in action.owns(host, record.before):
+            if owned.watched:
+                paths.add(owned.path)
+            if owned.shared:
+                folders.add(posixpath.dirname(owned.path))
     running, identity = _running(host)
     return Watch(tuple(sorted(folders)), tuple(sorted(paths | running)), identity)
 
 
 def _running(host: Host) -> tuple[set[str], str]:
     boot = (host.files.read_optional("/proc/sys/kernel/random/boot_id") or b"").decode().strip()
-    kubelets = host.processes.named(*KUBELETS)
+    kubelets = daemon.kubelets(host)
     paths = {f"/proc/{process.pid}" for process in kubelets}
     with contextlib.suppress(FloxNodeError):
         # The socket is made anew by every start of containerd, an upgrade of it included.

@@ -98,7 +98,7 @@ def test_what_others_wrote_into_the_configuration_since_survives_an_uninstall(no
 
 def test_a_plan_writes_nothing_and_shows_the_diff(node: FakeNode, payload: Payload) -> None:
     before = node.tree()
-    steps = preview(node.host, payload, SETTINGS)
+    steps = preview(node.host, payload, SETTINGS).steps
     assert node.tree() == before
     assert not (node.root / "run/flox-node").exists()
     diff = next(step.diff for step in steps if step.key.startswith("register-handler"))

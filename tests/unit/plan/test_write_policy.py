@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flox_node.actions import WritePolicy, action_to_json
+from flox_node.actions import Gap, WritePolicy, action_to_json
 from flox_node.actions.write_policy import FORMER_RUNTIMES
 from flox_node.errors import UsageError
 from flox_node.host import Host
@@ -28,7 +28,7 @@ def written(host: Host) -> Any:
 
 
 def execute(host: Host, action: WritePolicy) -> None:
-    action.execute(host, lambda _: None)
+    action.execute(host, Gap("not as wanted"), lambda _: None)
     assert action.inspect(host) is None
 
 
@@ -53,7 +53,7 @@ def test_an_inner_runtime_that_the_policy_names_wins(host: Host) -> None:
 
 def test_a_policy_that_cannot_be_meant_is_refused_and_nothing_written(host: Host) -> None:
     with pytest.raises(UsageError):
-        WritePolicy("/usr/bin/runc", "speed = 3\n").execute(host, lambda _: None)
+        WritePolicy("/usr/bin/runc", "speed = 3\n").execute(host, Gap("not as wanted"), lambda _: None)
     assert not host.files.lexists(PATH)
 
 

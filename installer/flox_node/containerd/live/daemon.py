@@ -13,18 +13,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flox_node.containerd.live.cri import CriClient
-from flox_node.errors import RefusedError
+from flox_node.containerd.config.version import ContainerdVersion
+from flox_node.containerd.live.cri import CriClient, CriStatus
+from flox_node.errors import OutsideError, RefusedError, UsageError
 from flox_node.host import Host, RunningProcess
+from flox_node.platforms import DEFAULT_SOCKET, Platform, facts, kubelet_holder
 
-DEFAULT_SOCKET = "/run/containerd/containerd.sock"
 DEFAULT_CONFIG = "/etc/containerd/config.toml"
-EMBEDDED = {
-    # Programs with a kubelet in them, and the socket they use unless they are told otherwise.
-    "k3s": "/run/k3s/containerd/containerd.sock",
-    "kubelite": "/var/snap/microk8s/common/run/containerd.sock",
-}
-KNOWN_SOCKETS = (DEFAULT_SOCKET, *EMBEDDED.values(), "/run/k0s/containerd.sock")
 _ENDPOINT = "container-runtime-endpoint"
 
 
@@ -40,6 +35,19 @@ class Daemon:
     search_path: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Running:
+    """A containerd that answers: which one it is, and what it said of itself when it was looked at."""
+
+    daemon: Daemon
+    status: CriStatus
+
+    @property
+    def version(self) -> ContainerdVersion:
+        """Its version, as its CRI tells it."""
+        return ContainerdVersion.parse(self.status.version)
+
+
 def cri_socket(host: Host, named: str | None = None) -> str:
     """The kubelet's CRI socket: `named`, else what the running kubelet was told, else the only one that is served.
 
@@ -50,7 +58,9 @@ def cri_socket(host: Host, named: str | None = None) -> str:
         return named
     told = {socket: kubelet for kubelet, socket in _kubelets(host)}
     if not told:
-        served = [socket for socket in KNOWN_SOCKETS if host.processes.socket_owner(socket) is not None]
+        served = [
+            socket for socket in facts(lambda each: [each.socket]) if host.processes.socket_owner(socket) is not None
+        ]
         if len(served) > 1:
             raise RefusedError(
                 f"No kubelet runs, and several containerds do: {', '.join(served)}.",
@@ -63,26 +73,34 @@ def cri_socket(host: Host, named: str | None = None) -> str:
     return next(iter(told))
 
 
+def kubelets(host: Host) -> list[RunningProcess]:
+    """The processes that are, or hold, a kubelet."""
+    return host.processes.named(*_programs())
+
+
+def _programs() -> tuple[str, ...]:
+    return facts(lambda platform: platform.kubelets)
+
+
 def _kubelets(host: Host) -> Iterator[tuple[RunningProcess, str]]:
-    names = ("kubelet", *EMBEDDED)
-    for process in host.processes.named(*names):
+    for process in kubelets(host):
         words = " ".join(process.argv).split()  # k3s sets its title: all in one word
         called = posixpath.basename(words[0]) if words else ""
-        program = called if called in names else posixpath.basename(process.exe)
-        if program == "k3s" and words[1:2] not in (["server"], ["agent"]):
+        holder = kubelet_holder(called if called in _programs() else posixpath.basename(process.exe))
+        if holder and holder.kubelet_commands and not {*words[1:2]} & {*holder.kubelet_commands}:
             continue  # `k3s kubectl`, say
-        yield process, _endpoint(host, program, words) or EMBEDDED.get(program, DEFAULT_SOCKET)
+        yield process, _endpoint(host, holder, words) or (holder.socket if holder else DEFAULT_SOCKET)
 
 
-def _endpoint(host: Host, program: str, words: list[str]) -> str | None:
+def _endpoint(host: Host, holder: Platform | None, words: list[str]) -> str | None:
     """What a kubelet was told: a flag wins over the configuration's drop-ins, those over the file itself."""
 
     def text(path: str) -> str:
         return (host.files.read_optional(path) or b"").decode(errors="replace")
 
     told = []
-    if program == "k3s":
-        told = [_configured(text("/etc/rancher/k3s/config.yaml"), _ENDPOINT)]
+    if holder and holder.kubelet_commands:
+        told = [_configured(text(file), _ENDPOINT) for file in holder.kubelet_flags]
     else:
         files = [*_values(words, "config")]
         for folder in _values(words, "config-dir"):
@@ -151,6 +169,30 @@ def find(host: Host, socket: str = DEFAULT_SOCKET, *, patience_s: float = 10.0) 
         unit=process.unit,
         search_path=process.search_path,
     )
+
+
+def look(host: Host, socket: str, *, patience_s: float = 0.0) -> Running:
+    """The containerd behind `socket` and what its CRI says; one that is just starting gets `patience_s` to answer.
+
+    Raises:
+        RefusedError: see `find`.
+        OutsideError: the CRI does not answer.
+    """
+    found = find(host, socket)
+    return Running(found, cri(host, socket).wait(patience_s))
+
+
+def version_of(host: Host, program: str) -> ContainerdVersion:
+    """The version that a containerd's program tells: it does so also where its CRI does not answer.
+
+    Raises:
+        OutsideError: it does not run, or tells none.
+    """
+    said = host.processes.run([program, "--version"], timeout=10).stdout.decode(errors="replace")
+    try:
+        return ContainerdVersion.parse(said)
+    except UsageError as error:
+        raise OutsideError(f"{program} does not tell its version.") from error
 
 
 def cri(host: Host, socket: str) -> CriClient:

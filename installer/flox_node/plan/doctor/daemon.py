@@ -14,9 +14,9 @@ from flox_node.errors import FloxNodeError
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, skipped, told, warning
 from flox_node.plan.doctor.node import Node
 from flox_node.plan.planner import HANDLER, SHIM
+from flox_node.platforms import facts
 from flox_node.state import policy
 
-_KUBELET_CONFIGS = ("/var/lib/kubelet/config.yaml", "/etc/kubernetes/kubelet/config.json")
 _DRIVER = re.compile(r'^\s*"?cgroupDriver"?\s*:\s*"?(\w+)"?', re.MULTILINE)
 _VENDOR_SHIMS = ("/usr/local/bin", "/usr/bin", "/opt/flox/bin")
 
@@ -188,7 +188,7 @@ def _kubelet_driver(node: Node) -> str:
         if argument.startswith("--cgroup-driver"):
             return argument.partition("=")[2] or "".join(arguments[position + 1 : position + 2])
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    for path in (*named, *_KUBELET_CONFIGS):
+    for path in (*named, *facts(lambda platform: platform.kubelet_configs)):
         match = _DRIVER.search((node.host.files.read_optional(path) or b"").decode(errors="replace"))
         if match:
             return match[1]

@@ -12,6 +12,7 @@ from flox_node.host.probes import FolderProbe, Space, space, try_folder
 from flox_node.host.selinux import Mode
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, told
 from flox_node.plan.doctor.node import Node
+from flox_node.platforms import facts
 
 LEAST_BYTES = 1 << 30  # an environment of a common size, and room for the next
 LEAST_INODES = 20_000
@@ -19,8 +20,6 @@ LABEL = "flox.dev/enabled"
 TAINT = "flox.dev/not-ready"
 _LABELLED = ("/nix", "/nix/store", "/opt/flox-node", "/opt/flox-node/current/bin/flox-runtime")
 _NIX_MARKS = ("/etc/nix/nix.conf", "/nix/var/nix/daemon-socket/socket", "/etc/systemd/system/nix-daemon.service")
-_KUBELET_FILES = ("/var/lib/kubelet/kubeadm-flags.env", "/etc/default/kubelet", "/etc/sysconfig/kubelet")
-_RANCHER_FILES = ("/etc/rancher/k3s/config.yaml", "/etc/rancher/rke2/config.yaml")
 _LABEL_FLAGS = ("--node-label", "--register-with-taints")
 _LIKE_OURS = re.compile(r"(?<![\w./-])(flox[\w.-]*(?:/[\w.-]+)?)[=:]\s*\"?([\w.-]*)")
 
@@ -121,7 +120,11 @@ def _kubelet(node: Node) -> list[str]:
 
 def decide_kubelet(found: list[str]) -> Verdict:
     """Without a kubelet there are no pods."""
-    return ok(", ".join(found)) if found else problem("no kubelet, k3s, RKE2, k0s or MicroK8s runs on this node")
+    return (
+        ok(", ".join(found))
+        if found
+        else problem(f"no kubelet runs on this node ({', '.join(facts(lambda each: each.kubelets))})")
+    )
 
 
 def _labels(node: Node) -> dict[str, str]:
@@ -137,7 +140,7 @@ def _labels(node: Node) -> dict[str, str]:
             )
         ]
         given[f"the arguments of pid {process.pid}"] = "\n".join(wanted)
-    for path in (*_KUBELET_FILES, *_RANCHER_FILES):
+    for path in facts(lambda platform: platform.kubelet_flags):
         data = node.host.files.read_optional(path)
         if data is not None:
             given[path] = data.decode(errors="replace")

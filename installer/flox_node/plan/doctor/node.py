@@ -10,12 +10,11 @@ from flox_node.containerd.config.effective import Effective, load
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live import daemon as containerd
 from flox_node.containerd.live.cri import CriStatus, Sandbox
-from flox_node.errors import FloxNodeError, OutsideError, UsageError
+from flox_node.errors import FloxNodeError, OutsideError
 from flox_node.host import Host, RunningProcess
 from flox_node.plan.planner import Settings
 from flox_node.state.ledger import Ledger
 
-KUBELETS = ("kubelet", *containerd.EMBEDDED)
 _CONTAINERD_PATH = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")
 
 T = TypeVar("T")
@@ -80,7 +79,7 @@ class Node:
     @cached_property
     def kubelets(self) -> list[RunningProcess]:
         """The processes that are, or hold, a kubelet."""
-        return self.host.processes.named(*KUBELETS)
+        return containerd.kubelets(self.host)
 
     @cached_property
     def config_path(self) -> str:
@@ -110,19 +109,7 @@ class Node:
         program = running or self.host.processes.which("containerd", _CONTAINERD_PATH)
         if program is None:
             raise OutsideError("There is no containerd on this node's usual paths.")
-        return self.version_of(program)
-
-    def version_of(self, program: str) -> ContainerdVersion:
-        """The version that a containerd's program tells.
-
-        Raises:
-            OutsideError: it does not run, or tells none.
-        """
-        said = self.host.processes.run([program, "--version"], timeout=10).stdout.decode(errors="replace")
-        try:
-            return ContainerdVersion.parse(said)
-        except UsageError as error:
-            raise OutsideError(f"{program} does not tell its version.") from error
+        return containerd.version_of(self.host, program)
 
     @cached_property
     def _daemon(self) -> containerd.Daemon | FloxNodeError:

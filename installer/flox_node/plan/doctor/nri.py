@@ -43,7 +43,7 @@ def _listeners(node: Node) -> list[Listener]:
         if (program := daemon.program_of(node.host, process)) is None:
             continue
         config = daemon.config_argument(process.argv) or daemon.DEFAULT_CONFIG
-        socket = socket_of(load(config, node.host.files, node.version_of(program)))
+        socket = socket_of(load(config, node.host.files, daemon.version_of(node.host, program)))
         if socket is not None:
             found.append(Listener(f"{program} (pid {process.pid}, {config})", socket))
     return found

@@ -9,7 +9,8 @@ import pytest
 
 from flox_node.containerd.live import daemon
 from flox_node.errors import RefusedError, UsageError
-from flox_node.plan.platforms import all_platforms, recognise
+from flox_node.plan.detect import recognise
+from flox_node.platforms import all_platforms
 from tests.unit.plan.platforms.trees import Node, Process, containerd, kubelet
 
 K3S_SOCKET = "/run/k3s/containerd/containerd.sock"

@@ -14,7 +14,7 @@ from flox_node.errors import RefusedError
 from flox_node.host import Completed, Host, HostFiles
 from flox_node.payload import Payload
 from flox_node.plan import Settings, install, status
-from flox_node.plan.platforms import all_platforms, by_name
+from flox_node.platforms import all_platforms, by_name
 from tests.unit.fake_node import FakeNode
 
 FRAGMENTS = "/etc/eks/nodeadm.d"

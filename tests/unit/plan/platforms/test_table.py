@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flox_node.plan.platforms import Platform, all_platforms
+from flox_node.platforms import Platform, all_platforms
 
 REFERENCE = Path(__file__).parents[4] / "docs/reference.md"
 

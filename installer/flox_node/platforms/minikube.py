@@ -1,6 +1,6 @@
 """minikube: built on kind's image (docker, podman), or a virtual machine whose root is in memory."""
 
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
 
 PLATFORM = Platform(
     name="minikube",

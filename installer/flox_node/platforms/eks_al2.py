@@ -1,13 +1,21 @@
 """EKS on Amazon Linux 2: bootstrap.sh copies the image's file over the configuration when the two differ."""
 
-from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration import Copied, Registration
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
+
+if TYPE_CHECKING:
+    from flox_node.containerd.config.effective import Reader
+    from flox_node.containerd.config.registration import Registration
 
 _SOURCE = "/etc/eks/containerd/containerd-config.toml"
 
 
 def _register(config: str, _reader: Reader) -> Registration:
+    from flox_node.containerd.config.registration import Copied
+
     return Copied(config, _SOURCE)
 
 
@@ -22,5 +30,6 @@ PLATFORM = Platform(
     ),
     durable=f"{_SOURCE}, and /etc/containerd/config.toml",
     rewritten="bootstrap.sh, whenever it runs",
+    kubelet_configs=("/etc/kubernetes/kubelet/kubelet-config.json",),
     register=_register,
 )

@@ -1,6 +1,6 @@
 """Where nothing can be installed, why, and what to do instead."""
 
-from flox_node.plan.platforms.platform import Sign, SignKind, refused
+from flox_node.platforms.platform import Sign, SignKind, refused
 
 _OTHER_IMAGE = "Use a node pool with"
 

@@ -1,6 +1,6 @@
 """kind: a node in a container; its entrypoint edits the configuration by literal text, which has to stay as it is."""
 
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
 
 PLATFORM = Platform(
     name="kind",

@@ -1,6 +1,6 @@
 """AKS: the configuration is written once, when the node is provisioned or reimaged."""
 
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
 
 PLATFORM = Platform(
     name="aks",

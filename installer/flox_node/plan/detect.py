@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from flox_node.containerd.live import daemon
 from flox_node.errors import RefusedError
 from flox_node.host import Host
-from flox_node.plan.platforms.platform import LIVE, Layer, Platform, Sign, SignKind
-from flox_node.plan.platforms.registry import all_platforms, by_name
+from flox_node.platforms.platform import LIVE, Layer, Platform, Sign, SignKind
+from flox_node.platforms.registry import all_platforms, by_name
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,22 @@
 """Flatcar: the image's configuration is read-only; the unit says which one is used."""
 
-from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration import Plain, Registration, Relocated
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
+
+if TYPE_CHECKING:
+    from flox_node.containerd.config.effective import Reader
+    from flox_node.containerd.config.registration import Registration
 
 _CONFIG = "/etc/containerd/config.toml"
 _UNIT_FILE = "/etc/systemd/system/containerd.service.d/90-flox-node.conf"
 
 
 def _register(config: str, reader: Reader) -> Registration:
+    from flox_node.containerd.config.registration import Plain, Relocated
+
     if config.startswith("/usr/"):
         return Relocated(_CONFIG, config, _UNIT_FILE)
     return Relocated.found_in(reader, config, _UNIT_FILE) or Plain(config)

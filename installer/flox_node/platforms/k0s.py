@@ -1,14 +1,22 @@
 """k0s: containerd is its child; drop-ins of CRI runtimes have a folder of their own."""
 
-from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration import K0s, Plain, Registration
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flox_node.platforms.platform import Layer, Platform, Renderer, Sign, SignKind
+
+if TYPE_CHECKING:
+    from flox_node.containerd.config.effective import Reader
+    from flox_node.containerd.config.registration import Registration
 
 _MANAGED = b"# k0s_managed=true"
 _UNITS = ("k0sworker.service", "k0scontroller.service")
 
 
 def _register(config: str, reader: Reader) -> Registration:
+    from flox_node.containerd.config.registration import K0s, Plain
+
     if (reader.read_optional(config) or b"").startswith(_MANAGED):
         return K0s(config, "/etc/k0s/containerd.d")
     return Plain(config)  # an administrator took it over
@@ -26,8 +34,11 @@ PLATFORM = Platform(
     ),
     durable="/etc/k0s/containerd.d/50-flox-node.toml",
     rewritten="k0s, at every start",
+    renderer=Renderer("k0s", "/etc/k0s/containerd.toml", "at every start", (_MANAGED,)),
     socket="/run/k0s/containerd.sock",
     units=_UNITS,
+    state="/run/k0s/containerd",
+    kubelet_root="/var/lib/k0s/kubelet",
     restart_deadline_s=180.0,
     register=_register,
 )

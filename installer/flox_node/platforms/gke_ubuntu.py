@@ -1,6 +1,6 @@
 """GKE on Ubuntu: the node's configuration script writes the file at every boot, and knows no handlers."""
 
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
 
 PLATFORM = Platform(
     name="gke-ubuntu",

@@ -1,11 +1,19 @@
 """EKS on Amazon Linux 2023: nodeadm writes the configuration at every boot."""
 
-from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration import NodeConfig, Registration
-from flox_node.plan.platforms.platform import Layer, Platform, Sign, SignKind
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flox_node.platforms.platform import Layer, Platform, Renderer, Sign, SignKind
+
+if TYPE_CHECKING:
+    from flox_node.containerd.config.effective import Reader
+    from flox_node.containerd.config.registration import Registration
 
 
 def _register(config: str, _reader: Reader) -> Registration:
+    from flox_node.containerd.config.registration import NodeConfig
+
     return NodeConfig(config)
 
 
@@ -20,5 +28,7 @@ PLATFORM = Platform(
     ),
     durable="/etc/eks/nodeadm.d/50-flox-node.yaml",
     rewritten="nodeadm, at every boot",
+    renderer=Renderer("nodeadm", "/etc/containerd/*", "at every boot"),
+    kubelet_configs=("/etc/kubernetes/kubelet/config.json",),
     register=_register,
 )

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from typing import TYPE_CHECKING
 
-from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration import Plain, Registration
+if TYPE_CHECKING:  # who asks for a folder only (a pod that waits) does not pay for the model of configurations
+    from flox_node.containerd.config.effective import Reader
+    from flox_node.containerd.config.registration import Registration
+
+
+DEFAULT_SOCKET = "/run/containerd/containerd.sock"
+KUBELET = "kubelet"
+"""The kubelet as a program of its own."""
 
 
 class SignKind(StrEnum):
@@ -57,17 +64,40 @@ class Refusal:
 
 
 def _plain(config: str, _reader: Reader) -> Registration:
+    from flox_node.containerd.config.registration import Plain
+
     return Plain(config)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Who makes files of containerd's configuration anew, and by what a file tells that it was so.
+
+    `files` is a pattern of paths. A file is its work if one of the `marks` (in lower case) stands in its first lines;
+    without marks, if it was changed while the node booted and the node has one of the platform's files.
+    """
+
+    name: str
+    files: str
+    when: str
+    marks: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
 class Platform:
     """One kind of node.
 
-    It is found when `needed` of its `signs` hold. `durable` names the file that says the handler for good, `rewritten`
-    who writes the configuration anew and when. `register` decides how a handler is registered, from the path of the
-    configuration that containerd was started with and the node's files. `restart_deadline_s`: within it the CRI must
-    answer after a restart of containerd's unit, which on some platforms is a control plane's unit too.
+    It is found when `needed` of its `signs` hold. `register` decides how a handler is registered, from the path of the
+    configuration that containerd was started with and the node's files; `durable` names the file that says the handler
+    for good, `rewritten` who writes the configuration anew and when (in words), `renderer` by what that is recognised.
+
+    The rest is where things lie, also for who does not know yet (or any more) which platform the node is, and asks all
+    of them: the CRI `socket`, the `units` of containerd and the kubelet, the folder of containerd's `state`, its `logs`
+    beside the journal, the `kubelets` (programs that are one or hold one; `kubelet_commands` are their first words when
+    they are at it), the `kubelet_root` with the pods' volumes, and the files that give the kubelet its settings:
+    `kubelet_flags` hold command line flags or the keys of the same names, `kubelet_configs` a KubeletConfiguration.
+    `restart_deadline_s`: within it the CRI must answer after a restart of containerd's unit, which on some platforms is
+    a control plane's unit too.
     """
 
     name: str
@@ -76,8 +106,16 @@ class Platform:
     signs: tuple[Sign, ...]
     durable: str
     rewritten: str = "nobody"
-    socket: str = "/run/containerd/containerd.sock"
-    units: tuple[str, ...] = ("containerd.service",)
+    renderer: Renderer | None = None
+    socket: str = DEFAULT_SOCKET
+    units: tuple[str, ...] = ("containerd.service", "kubelet.service")
+    state: str = "/run/containerd"
+    logs: tuple[str, ...] = ()
+    kubelets: tuple[str, ...] = (KUBELET,)
+    kubelet_commands: tuple[str, ...] = ()
+    kubelet_root: str = "/var/lib/kubelet"
+    kubelet_flags: tuple[str, ...] = ()
+    kubelet_configs: tuple[str, ...] = ()
     restart_deadline_s: float = 60.0
     needed: int = 2
     refusal: Refusal | None = None
