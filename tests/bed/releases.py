@@ -11,12 +11,12 @@ from tests.bed import cache, debian, golang
 
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr")
 DEBIAN_SUITES = {"1.6": "bookworm", "1.7": "trixie"}
-BUILT = ("2.1", "2.3")  # each pinned by tests/tools/containerd-<release>/go.mod
+BUILT = ("2.1", "2.3", "2.4")  # each pinned by tests/tools/containerd-<release>/go.mod
 DEFAULT = ("1.7", "2.1")  # what every test of a node runs against
 
 
 def layer(release: str) -> Path:
-    """The layer of a containerd release ("1.6", "1.7", "2.1", "2.3"), prepared if need be."""
+    """The layer of a containerd release ("1.6", "1.7", "2.1", "2.3", "2.4"), prepared if need be."""
     if release in DEBIAN_SUITES:
         suite = DEBIAN_SUITES[release]
         recipe: dict[str, object] = {"suite": suite, "revision": 1}
