@@ -19,7 +19,7 @@ class NodeBox(Machine):
     """
 
     def __init__(self, containerd: str = "1.7", *, config: str | None = None) -> None:
-        """containerd: the release ("1.6", "1.7", "2.1", "2.3").
+        """containerd: the release ("1.6", "1.7", "2.1", "2.3", "2.4").
 
         config: the text of /etc/containerd/config.toml, by default a plain node's (see `config.node_config`).
         """

@@ -30,7 +30,7 @@ class Containerd(Machine):
     """
 
     def __init__(self, release: str, *, config: str | None = None) -> None:
-        """release: "1.6", "1.7", "2.1" or "2.3". config: the configuration's text, by default a plain node's."""
+        """release: "1.6", "1.7", "2.1", "2.3" or "2.4". config: the configuration's text, by default a plain node's."""
         super().__init__("containerd", release, config)
         self.start_seconds = 0.0
 

@@ -16,7 +16,7 @@ from flox_node.containerd.config.version import ContainerdVersion
 from tests.bed import releases
 from tests.conftest import FULL
 
-RELEASES = ("1.6", *releases.DEFAULT, *(("2.3",) if FULL else ()))  # 2.3 takes minutes to build
+RELEASES = ("1.6", *releases.DEFAULT, *(releases.NEWER if FULL else ()))
 EXAMPLES = int(os.environ.get("FLOX_NODE_EXAMPLES") or (500 if FULL else 40))
 
 

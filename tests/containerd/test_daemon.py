@@ -9,7 +9,7 @@ from tests.bed import releases
 from tests.bed.containerd import Containerd
 from tests.conftest import FULL
 
-EVERY_RELEASE = ("1.6", *releases.DEFAULT, *(("2.3",) if FULL else ()))
+EVERY_RELEASE = ("1.6", *releases.DEFAULT, *(releases.NEWER if FULL else ()))
 
 
 @pytest.mark.parametrize("release", EVERY_RELEASE)

@@ -19,7 +19,7 @@ from tests.bed import golang, image, payload, releases
 from tests.bed.containerd import Containerd
 from tests.conftest import FULL
 
-EVERY_RELEASE = (*releases.DEFAULT, *(("1.6", "2.3") if FULL else ()))
+EVERY_RELEASE = (*releases.DEFAULT, *(("1.6", *releases.NEWER) if FULL else ()))
 SBOM = "usr/share/doc/flox-node/sbom.spdx.json"
 UNPRIVILEGED = 65532
 

@@ -88,6 +88,58 @@ def test_findings_name_what_a_reader_would_not_expect() -> None:
     assert codes(effective("1.6.20", root='version = 2\nimports = ["conf.d/*.toml"]\n'))["relative-pattern"] == ROOT
 
 
+MIRRORS = f'version = 2\n[plugins."{GRPC}".registry.mirrors."docker.io"]\nendpoint = ["https://mirror.example"]\n'
+
+
+@pytest.mark.parametrize(
+    ("containerd", "state"),
+    [("2.1.9", "ok"), ("2.2.0", "dead"), ("2.2.1", "dead"), ("2.2.2", "ok"), ("2.2.7", "ok"), ("2.4.2", "ok")],
+)
+def test_two_releases_take_a_folder_of_hosts_for_granted_that_mirrors_exclude(containerd: str, state: str) -> None:
+    """https://github.com/containerd/containerd/issues/12612"""
+    found = effective(containerd, root=MIRRORS)
+    assert found.state == state
+    assert "mirrors" in found.cri.reason if found.cri and state == "dead" else found.findings == ()
+    empty = MIRRORS.replace("[plugins", f'[plugins."{GRPC}".registry]\nconfig_path = ""\n[plugins', 1)
+    assert effective(containerd, root=empty).state == "ok"
+
+
+def test_a_base_specification_is_missed_only_where_the_whole_node_is_known() -> None:
+    text = runtime(GRPC, "runc").replace("runc.v2", 'runc.v2"\nbase_runtime_spec = "/spec.json').encode()
+    memory = MapReader({ROOT: b"version = 2\n" + text})
+    assert load(ROOT, memory, version("2.1.9")).state == "ok"
+
+    class Node(MapReader):
+        is_whole = True
+
+    (finding,) = load(ROOT, Node({ROOT: b"version = 2\n" + text}), version("2.1.9")).findings
+    assert (finding.code, "/spec.json" in finding.text) == ("cri-dead", True)
+    whole = Node({ROOT: b"version = 2\n" + text, "/spec.json": b"{}"})
+    assert load(ROOT, whole, version("2.1.9")).state == "ok"
+
+
+NVIDIA_4 = "version = 4\n" + runtime(RUNTIME, "nvidia", 'BinaryName = "/usr/bin/nvidia-container-runtime"')
+
+
+@pytest.mark.parametrize("containerd", ["2.1.9", "2.2.7", "2.3.4"])
+def test_a_refused_schema_is_told_with_its_file_and_nvidias_with_the_toolkits_own_way_out(containerd: str) -> None:
+    (finding,) = effective(containerd, root=ROOT_3, drop=NVIDIA_4).findings
+    assert finding.file == DROP
+    assert finding.text.startswith(f"{DROP}: ")
+    assert "RUNTIME_CONFIG_SOURCE=file" in finding.text
+    assert "ENABLE_NRI_PLUGIN" in finding.text
+    (other,) = effective(containerd, root=ROOT_3, drop="version = 9\n").findings
+    assert other.file == DROP
+    assert "RUNTIME_CONFIG" not in other.text
+
+
+def test_the_streaming_servers_keys_are_read_under_the_id_of_schema_2_by_every_schema() -> None:
+    server = f'[plugins."{GRPC}"]\nstream_server_port = "10010"\n'
+    for root in (ROOT_2, ROOT_3):
+        assert effective("2.1.9", root=root, drop=server).findings == ()
+    assert codes(effective("2.1.9", root=ROOT_3, drop=server + "enable_selinux = true\n")) == {"ignored-table": DROP}
+
+
 def test_every_value_is_traced_to_its_file_and_line() -> None:
     drop_in = f'[plugins."{GRPC}".containerd.runtimes.runc.options]\nBinaryName = "/usr/bin/crun"\n'
     found = effective("2.1.9", root=ROOT_2, drop=drop_in)

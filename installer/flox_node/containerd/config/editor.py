@@ -107,14 +107,19 @@ def register(
         result = _insert(base, tables, slot, handler.name, adopted, version)
         after = interpret(merge([result], version), version)
         if context is not None or after.same_but(alone, handler.name):
-            plugin = candidate
+            plugin, target = candidate, (*_runtimes_path(candidate), handler.name)
             break
     else:
         raise RefusedError(
             "Registering the handler in this file would change other settings of its containerd.",
             remedy="Please report the file; register the handler by hand meanwhile.",
         )
-    same = result.data == document.data and not (adopted and not marked)
+    here = schema.table(document.data, *target)
+    same = (
+        schema.meaning(here) == schema.meaning(table)
+        and _replaced(result.data, target, here) == document.data
+        and not (adopted and not marked)
+    )
     options = dict(parent.get("options", {}))
     inner = options.pop("BinaryName", None) or None
     inherited = {"options": options} if options else {}
@@ -142,9 +147,27 @@ def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch
         RefusedError: the handler is the default runtime, or its lines cannot be cut out alone.
     """
     document = parse(source, version)
-    result, _ = _strip(document, handler, version, restore=True)
+    for plugin in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
+        section = schema.table(document.data, "plugins", plugin, "containerd")
+        if section.get("default_runtime_name") == handler.name and _is_ours(
+            document, handler, (*_runtimes_path(plugin), handler.name)
+        ):
+            raise RefusedError(
+                f'"{handler.name}" is the default runtime: without it the CRI plugin would not load.',
+                remedy="Set default_runtime_name to another runtime first.",
+            )
+    result = without_ours(document, handler, version)
     plugin = schema.plugin_id(result.data, version)
     return Patch(result.source, result.source != source, plugin, {}, added_runc=False, inner_runtime=None)
+
+
+def without_ours(document: Document, handler: Handler, version: ContainerdVersion) -> Document:
+    """What the file was without our handler; a foreign one that ours replaced is back.
+
+    Raises:
+        RefusedError: its lines cannot be cut out alone.
+    """
+    return _strip(document, handler, version, restore=True)[0]
 
 
 def _strip(
@@ -158,11 +181,6 @@ def _strip(
     for plugin in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
         target = (*_runtimes_path(plugin), handler.name)
         if _is_ours(document, handler, target):
-            if restore and schema.table(document.data, *target[:3]).get("default_runtime_name") == handler.name:
-                raise RefusedError(
-                    f'"{handler.name}" is the default runtime: without it the CRI plugin would not load.',
-                    remedy="Set default_runtime_name to another runtime first.",
-                )
             document, slot = _without_ours(document, handler, target, version, restore=restore)
     return document, slot
 
@@ -269,9 +287,10 @@ def _is_ours(document: Document, handler: Handler, target: Path) -> bool:
     return is_our_binary(schema.table(table, "options").get("BinaryName"), handler)
 
 
-def is_our_binary(binary: object, handler: Handler) -> bool:
-    """Whether this BinaryName is our shim, of this or of another installation."""
-    return isinstance(binary, str) and (binary == handler.binary_name or posixpath.basename(binary) == _OUR_BINARY)
+def is_our_binary(binary: object, handler: Handler | None = None) -> bool:
+    """Whether this BinaryName is our shim, of this (`handler`) or of another installation."""
+    ours = handler is not None and binary == handler.binary_name
+    return isinstance(binary, str) and (ours or posixpath.basename(binary) == _OUR_BINARY)
 
 
 def _without_ours(
@@ -379,6 +398,12 @@ def _insert(
             remedy="Please report the file; register the handler by hand meanwhile.",
         )
     return result
+
+
+def _replaced(data: dict[str, Any], path: Path, value: object) -> dict[str, Any]:
+    copied = copy.deepcopy(data)
+    schema.table(copied, *path[:-1])[path[-1]] = value
+    return copied
 
 
 def _without(data: dict[str, Any], path: Path) -> dict[str, Any]:

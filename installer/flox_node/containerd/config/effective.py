@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from flox_node.containerd.config import schema
 from flox_node.containerd.config.document import Document, Path, parse
-from flox_node.containerd.config.merge import merge
+from flox_node.containerd.config.editor import is_our_binary
+from flox_node.containerd.config.merge import STAYS_IN_GRPC, merge
 from flox_node.containerd.config.runtimes import CriSettings, interpret, tables_in_force
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -38,6 +40,11 @@ class MapReader:
         self._files = dict(files)
         self._below = below
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a file that is not there is known to be nowhere: false where only these files are known."""
+        return self._below is not None and is_whole(self._below)
+
     def read_optional(self, path: str) -> bytes | None:
         """See Reader; None as a value hides the file below."""
         if path in self._files or self._below is None:
@@ -57,6 +64,11 @@ class MapReader:
             elif not below:
                 names.discard(name)
         return sorted(names)
+
+
+def is_whole(reader: Reader) -> bool:
+    """Whether a reader shows a node's every file, so that one that it does not show is missing."""
+    return not isinstance(reader, MapReader) or reader.is_whole
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,8 @@ class Effective:
     merged: dict[str, Any]
     cri: CriSettings | None
     refused: str | None
-    findings: tuple[Finding, ...]
+    reader: Reader = field(repr=False, compare=False)
+    refusal: Finding | None = None
 
     @property
     def root(self) -> LoadedFile:
@@ -110,6 +123,14 @@ class Effective:
     def state(self) -> Literal["ok", "disabled", "dead", "refused"]:
         """Whether the kubelet would get an answer: `refused` means that containerd itself does not start."""
         return self.cri.state if self.cri else "refused"
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What a reader of the files would not expect, the worst first."""
+        if self.cri is None:
+            assert self.refusal is not None, "load() sets it"
+            return (self.refusal,)
+        return tuple(_findings(list(self.files), self.reader, self.cri, self.containerd))
 
     @cached_property
     def settings(self) -> tuple[Setting, ...]:
@@ -125,15 +146,44 @@ def load(root: str, reader: Reader, containerd: ContainerdVersion) -> Effective:
     files: list[LoadedFile] = []
     try:
         _load_files(root, reader, containerd, files)
-        merged = merge([file.document for file in files], containerd)
-        cri = interpret(merged, containerd)
+        merged = merge([file.document for file in files], containerd, [file.path for file in files])
+        cri = _with_base_specs(interpret(merged, containerd), reader)
     except RefusedError as error:
         if not files:
             files.append(LoadedFile(root, None, _EMPTY))
-        finding = Finding("error", "refused", f"{error.cause} {error.remedy}", files[-1].path)
-        return Effective(containerd, tuple(files), {}, None, error.cause, (finding,))
-    findings = tuple(_findings(files, reader, cri, containerd))
-    return Effective(containerd, tuple(files), merged, cri, None, findings)
+        named = error.cause.partition(": ")[0]
+        where = named if named.startswith("/") and " " not in named else files[-1].path
+        finding = Finding("error", "refused", f"{error.cause} {error.remedy}", where)
+        return Effective(containerd, tuple(files), {}, None, error.cause, reader, finding)
+    return Effective(containerd, tuple(files), merged, cri, None, reader)
+
+
+def _with_base_specs(cri: CriSettings, reader: Reader) -> CriSettings:
+    """The CRI does not load where the file of a `base_runtime_spec` is not there or is no JSON object."""
+    if cri.state != "ok" or not is_whole(reader):
+        return cri
+    for name, table in cri.runtimes.items():
+        path = table.get("base_runtime_spec")
+        if not isinstance(path, str) or not path.startswith("/"):
+            continue
+        source = reader.read_optional(path)
+        if source is None:
+            problem = "is not there"
+        elif not _is_json_object(source):
+            problem = "is no JSON object"
+        else:
+            continue
+        return dataclasses.replace(
+            cri, state="dead", reason=f'{path}, the base_runtime_spec of the runtime "{name}", {problem}.'
+        )
+    return cri
+
+
+def _is_json_object(source: bytes) -> bool:
+    try:
+        return isinstance(json.loads(source), dict)
+    except ValueError:
+        return False
 
 
 _WORKING_DIRECTORY = "/"  # of a systemd unit that does not say otherwise
@@ -309,13 +359,18 @@ def _dead_tables(files: list[LoadedFile], index: int, cri: CriSettings, containe
     found: list[Finding] = []
     for plugin in _CRI_TABLES:
         mine = schema.table(file.document.data, "plugins", plugin)
-        if not any(isinstance(value, dict) or value for value in mine.values()) or _is_read(
-            files, index, plugin, containerd
-        ):
+        said = {key for key, value in mine.items() if isinstance(value, dict) or value}
+        if containerd.major >= 2 and plugin == schema.CRI_GRPC:
+            said -= STAYS_IN_GRPC  # the streaming server's, which every schema keeps there
+        if not said or _is_read(files, index, plugin, containerd):
             continue
         later = [other.path for other in files[index + 1 :] if plugin in schema.table(other.document.data, "plugins")]
         line = file.document.line_of(("plugins", plugin))
         handlers = ", ".join(sorted(schema.table(mine, "containerd", "runtimes"))) or "none"
+        if said == {"containerd"} and _is_our_handler_alone(mine["containerd"]):
+            text = f'The handler of flox-node under plugins."{plugin}" waits: it counts when {cri.plugin} does not.'
+            found.append(Finding("note", "waiting-handler", text, file.path, line))
+            continue
         text = f'The table plugins."{plugin}" (handlers: {handlers}) '
         if later and plugin == cri.plugin and not containerd.merges_deeply:
             text += f"is replaced whole by {later[-1]}: containerd {containerd} does not merge plugin tables."
@@ -324,6 +379,14 @@ def _dead_tables(files: list[LoadedFile], index: int, cri: CriSettings, containe
             text += f"is not read: with these files containerd {containerd} looks under {cri.plugin}."
             found.append(Finding("warning", "ignored-table", text, file.path, line))
     return found
+
+
+def _is_our_handler_alone(section: dict[str, Any]) -> bool:
+    """Whether a `containerd` table holds handlers that start our shim, and nothing else."""
+    runtimes = schema.table(section, "runtimes")
+    return section.keys() == {"runtimes"} and all(
+        is_our_binary(schema.table(runtimes, name, "options").get("BinaryName")) for name in runtimes
+    )
 
 
 def _is_read(files: list[LoadedFile], index: int, plugin: str, containerd: ContainerdVersion) -> bool:

@@ -18,6 +18,10 @@ from flox_node.errors import RefusedError
 
 Data = dict[str, Any]
 
+_NVIDIAS_REMEDY = (
+    "NVIDIA's container toolkit wrote it with the schema of `containerd config dump`: set RUNTIME_CONFIG_SOURCE=file "
+    "for the toolkit, which then follows the root file, or its NRI mode (ENABLE_NRI_PLUGIN=true), which writes none."
+)
 _ACCUMULATED = ("imports", "disabled_plugins", "required_plugins")
 _REPLACED_PER_KEY = ("proxy_plugins", "stream_processors", "timeouts")
 _V1_NAMES = {
@@ -60,27 +64,30 @@ STAYS_IN_GRPC = frozenset(
 NEEDS_RUNTIMES = frozenset(("snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"))
 
 
-def merge(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
+def merge(documents: Sequence[Document], containerd: ContainerdVersion, names: Sequence[str] = ()) -> Data:
     """One configuration, in the newest schema of this containerd, from files in load order (the root first).
 
-    `plugins` holds what the files say, without built-in defaults. Raises RefusedError where the daemon would not start.
+    `plugins` holds what the files say, without built-in defaults. Raises RefusedError where the daemon would not start;
+    it tells the file by its name in `names`.
     """
     schema.check_supported(containerd)
     if containerd.major == 1:
-        return _merge_1(documents, containerd)
-    return _merge_2(documents, containerd)
+        return _merge_1(documents, containerd, names)
+    return _merge_2(documents, containerd, names)
 
 
-def _merge_1(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
+def _merge_1(documents: Sequence[Document], containerd: ContainerdVersion, names: Sequence[str]) -> Data:
     merged: Data = {}
-    for document in documents:
+    last_declared = 0
+    for index, document in enumerate(documents):
         data = copy.deepcopy(document.data)
+        last_declared = index if data.get("version") else last_declared
         plugins = data.pop("plugins", {})
         _merge_top_level(merged, data, unique=False)
         merged.setdefault("plugins", {}).update(plugins)
     merged.setdefault("plugins", {})
     declared = int(merged.get("version", 0))
-    schema.check_schema(declared, containerd)
+    _check_schema(documents, names, last_declared, declared, containerd)
     if declared >= 2:
         names = [*merged["plugins"], *merged.get("disabled_plugins", ()), *merged.get("required_plugins", ())]
         for name in names:
@@ -92,22 +99,46 @@ def _merge_1(documents: Sequence[Document], containerd: ContainerdVersion) -> Da
     return merged
 
 
-def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion) -> Data:
+def _check_schema(
+    documents: Sequence[Document], names: Sequence[str], index: int, declared: int, containerd: ContainerdVersion
+) -> None:
+    """As `schema.check_schema`, with the name of the file that declares it, and who wrote it where that is known."""
+    try:
+        schema.check_schema(declared, containerd)
+    except RefusedError as error:
+        remedy = _NVIDIAS_REMEDY if _is_nvidias(documents[index]) and index else error.remedy
+        raise RefusedError(f"{names[index]}: {error.cause}" if names else error.cause, remedy=remedy) from None
+
+
+def _is_nvidias(document: Document) -> bool:
+    """Whether NVIDIA's container toolkit wrote this drop-in: a handler of it starts the toolkit's runtime."""
+    return any(
+        "nvidia-container-runtime" in str(schema.table(runtime, "options").get("BinaryName"))
+        for plugin in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME)
+        for runtime in schema.table(document.data, "plugins", plugin, "containerd", "runtimes").values()
+        if isinstance(runtime, dict)
+    )
+
+
+def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion, names: Sequence[str]) -> Data:
     newest = containerd.newest_schema
     merged: Data = {"version": newest, "plugins": {}}
-    root_version = 0
-    for document in documents:
+    root_version = last_declared = 0
+    for index, document in enumerate(documents):
         data = copy.deepcopy(document.data)
         declared = int(data.get("version", 0))
         root_version = root_version or declared
+        last_declared = index if declared else last_declared
         if containerd.refuses_newer_dropin and declared > root_version:
             raise RefusedError(
-                f"containerd {containerd} does not start: an imported file declares version = {declared}, "
+                (f"{names[index]}: " if names else "")
+                + f"containerd {containerd} does not start: an imported file declares version = {declared}, "
                 f"the root file {root_version}.",
-                remedy="Remove the `version` line of the imported file.",
+                remedy="Remove the `version` line of the imported file."
+                + (f" {_NVIDIAS_REMEDY}" if _is_nvidias(document) else ""),
             )
         if containerd.migrates_each_file:
-            schema.check_schema(declared, containerd)
+            _check_schema(documents, names, index, declared, containerd)
             _migrate(data, declared, newest)
         elif declared < 2:
             _rename_plugins(data)
@@ -121,7 +152,7 @@ def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion) -> Da
                 raise RefusedError(
                     f'containerd {containerd} refuses "{name}" in {key}.', remedy="Write the full plugin id there."
                 )
-    schema.check_schema(merged["version"], containerd)
+    _check_schema(documents, names, last_declared, merged["version"], containerd)
     _migrate(merged, merged["version"], newest)
     return merged
 

@@ -10,6 +10,8 @@ from flox_node.containerd.config.merge import STAYS_IN_GRPC
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
+_SNAPSHOTTERS = frozenset(("aufs", "blockfile", "btrfs", "devmapper", "erofs", "native", "overlayfs", "zfs"))
+_SNAPSHOTTERS_OF_K3S = frozenset(("fuse-overlayfs", "nix", "stargz"))  # its build of containerd has more
 _IMAGE_DEFAULTS = {"snapshotter": "overlayfs", "disable_snapshot_annotations": True, "discard_unpacked_layers": False}
 
 
@@ -84,7 +86,43 @@ def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSetti
                 and runtime.get("runtime_type") != schema.LINUX_V1
             ):
                 return result("dead", f'{key} of runtime "{name}" works only for {schema.LINUX_V1}.')
+    if reason := _dead_images(merged, settings if containerd.major == 1 else images_of(merged), containerd):
+        return result("dead", reason)
     return result("ok")
+
+
+def images_of(merged: dict[str, Any]) -> dict[str, Any]:
+    """The table of the images' plugin (2.x)."""
+    return schema.table(merged, "plugins", schema.CRI_IMAGES)
+
+
+def _dead_images(merged: dict[str, Any], images: dict[str, Any], containerd: ContainerdVersion) -> str:
+    """Why the images' side of the CRI would not load, "" where it does."""
+    registry = schema.table(images, "registry")
+    # 2.2.0 and 2.2.1 take a folder for granted, even beside mirrors (containerd issue 12612).
+    folder = registry.get("config_path", "by default" if containerd.presumes_config_path else "")
+    for key in ("mirrors", *(["configs.*.tls"] if containerd.major == 1 else [])):
+        tables = schema.table(registry, "configs").values()
+        is_set = registry.get("mirrors") if key == "mirrors" else any("tls" in t for t in tables if isinstance(t, dict))
+        if folder and is_set:
+            where = "which this release sets by itself" if "config_path" not in registry else f'"{folder}"'
+            return f"registry.{key} cannot be set beside registry.config_path ({where})."
+    section = schema.table(images, "containerd") if containerd.major == 1 else images
+    snapshotter = section.get("snapshotter", _IMAGE_DEFAULTS["snapshotter"])
+    if not snapshotter and containerd.major == 1:
+        return ""  # unset means the default there
+    if not _is_there(str(snapshotter), merged, containerd):
+        return f'the default snapshotter is "{snapshotter}", but there is no such plugin (proxy_plugins names none).'
+    return ""
+
+
+def _is_there(snapshotter: str, merged: dict[str, Any], containerd: ContainerdVersion) -> bool:
+    if "{" in snapshotter:
+        return True  # a template's, which is filled in later
+    if f"io.containerd.snapshotter.v1.{snapshotter}" in merged.get("disabled_plugins", ()):
+        return False
+    built_in = _SNAPSHOTTERS | (_SNAPSHOTTERS_OF_K3S if "k3s" in containerd.text else frozenset())
+    return snapshotter in built_in or snapshotter in schema.table(merged, "proxy_plugins")
 
 
 def tables_in_force(merged: dict[str, Any], containerd: ContainerdVersion) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flox_node.containerd.config.version import ContainerdVersion
@@ -17,6 +18,9 @@ RUNC_V1 = "io.containerd.runc.v1"  # same options, gone in 2.0
 LINUX_V1 = "io.containerd.runtime.v1.linux"  # runc of containerd 1.0 to 1.2, gone in 2.0
 BUILTIN_DEFAULT = "runc"
 """The default runtime where a configuration names none."""
+
+_SAME_AS_UNSET = {"sandbox_mode": "podsandbox", "sandboxer": "podsandbox", "io_type": "fifo"}
+"""What containerd fills in for a runtime that says nothing; a dump spells it out."""
 
 
 def check_supported(containerd: ContainerdVersion) -> None:
@@ -34,7 +38,7 @@ def check_schema(declared: int, containerd: ContainerdVersion) -> None:
     if declared > newest and (containerd.major, containerd.minor) != (1, 6):
         raise RefusedError(
             f"containerd {containerd} refuses a configuration with version = {declared}: it reads up to {newest}.",
-            remedy="Check --containerd-version, or write the file for that containerd.",
+            remedy=f"Write the file for that containerd (version = {newest}), or check which containerd is meant.",
         )
     if declared < 0:
         raise RefusedError(f"version = {declared} is no schema of containerd.", remedy="Correct `version` first.")
@@ -46,6 +50,16 @@ def table(data: dict[str, Any], *path: str) -> dict[str, Any]:
     for part in path:
         value = value.get(part) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}
+
+
+def meaning(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A runtime's table without what is the same as saying nothing: tools that write a dump back spell all of it out.
+
+    >>> meaning({"runtime_type": "io.containerd.runc.v2", "snapshotter": "", "options": {"SystemdCgroup": False}})
+    {'runtime_type': 'io.containerd.runc.v2'}
+    """
+    cleaned = {name: meaning(value) if isinstance(value, Mapping) else value for name, value in table.items()}
+    return {name: value for name, value in cleaned.items() if value and _SAME_AS_UNSET.get(name) != value}
 
 
 def has_containerd_table(data: dict[str, Any], plugin: str) -> bool:

@@ -71,6 +71,11 @@ class ContainerdVersion:
         return (self.major, self.minor) >= (2, 3)
 
     @property
+    def presumes_config_path(self) -> bool:
+        """`registry.config_path` has a default that `registry.mirrors` does not switch off: only 2.2.0 and 2.2.1."""
+        return (self.major, self.minor) == (2, 2) and self.patch < 2
+
+    @property
     def refuses_newer_dropin(self) -> bool:
         """An imported file with a higher `version` than the root's stops it: only 2.3.0 to 2.3.4."""
         return (self.major, self.minor) == (2, 3) and self.patch < 5
