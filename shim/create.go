@@ -146,7 +146,7 @@ func createContainer(
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(bundle, root)
 	}
-	if err := checkRoom(root, config.Mounts); err != nil {
+	if _, err := makeRoom(root, bundle, config.Mounts); err != nil {
 		return err
 	}
 	environment := activation.Environment{
@@ -203,31 +203,6 @@ func resolvedView(resolution records.Resolution) (activation.View, error) {
 			"it is fetched again", resolution.Environment, resolution.Generation, err)
 	}
 	return view, nil
-}
-
-// checkRoom refuses a container whose own files or volumes lie where the environment goes.
-func checkRoom(root string, mounts []spec.Mount) error {
-	for _, mount := range mounts {
-		for _, ours := range []string{"/nix", activation.RuntimeDir} {
-			if mount.Within(ours) {
-				return fmt.Errorf("the pod mounts a volume at %q, and %s is the environment's in a pod with "+
-					"runtimeClassName flox: mount it elsewhere", mount.Destination, ours)
-			}
-			if mount.Covers(ours) && mount.Shared() {
-				return fmt.Errorf("the pod mounts %q with mountPropagation Bidirectional: the environment's mount at %s "+
-					"would reach the host; mount a folder that does not hold %s", mount.Destination, ours, ours)
-			}
-		}
-	}
-	has, err := rootfs.HasNix(root)
-	if err != nil {
-		return fmt.Errorf("the container's root file system cannot be read: %w", err)
-	}
-	if has {
-		return errors.New("the image has a /nix of its own, which the environment would hide: use an image without " +
-			"one, for example flox/empty:1.0.0, or list the container in flox.dev/skip-containers")
-	}
-	return nil
 }
 
 // compatibleLink is where the vendor's runtime shows the environment, and where users' scripts look for it.

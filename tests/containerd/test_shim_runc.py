@@ -328,7 +328,7 @@ def test_an_executed_command_has_the_environment_of_the_first_process(node: Node
     container = node.pod("sleep", "600").run().enter()
     command = 'echo "$FLOX_ENV_DESCRIPTION|$GREETING|$HOOKED|$FLOX_ENV_CACHE|$EXPLICIT"'
     status, output, _ = container.exec("sh", "-c", command, env=["EXPLICIT=1"])
-    assert (status, output) == (0, "demo/hello|good morning|yes|/run/flox-node/cache|1\n")
+    assert (status, output) == (0, "demo/hello|good morning|yes|/.flox-node/cache|1\n")
     status, output, _ = container.exec("hello", "again", env=["GREETING=explicit"])
     assert status == 0
     assert "explicit yes" in output
@@ -508,7 +508,7 @@ def test_an_image_with_its_own_nix_is_refused_and_no_symlink_of_it_is_followed(n
 
 
 def test_symlinks_of_an_image_do_not_move_our_mounts_onto_the_host(node: Node) -> None:
-    container = node.pod("sh", "-c", "ls /run/flox-node /.flox/run")
+    container = node.pod("sh", "-c", "ls /.flox-node /.flox/run")
     (container.bundle / "rootfs/run").symlink_to("/etc")
     (container.bundle / "rootfs/.flox").symlink_to("/etc")
     before = sorted(os.listdir("/etc"))
@@ -522,16 +522,50 @@ def test_symlinks_of_an_image_do_not_move_our_mounts_onto_the_host(node: Node) -
     [
         ({"destination": "/nix/store"}, 'mounts a volume at "/nix/store"'),
         ({"destination": "/a/../nix"}, "mount it elsewhere"),
-        ({"destination": "/run/flox-node/cache"}, "mount it elsewhere"),
-        ({"destination": "/run", "options": ["rbind", "rshared"]}, "mountPropagation Bidirectional"),
+        ({"destination": "/.flox-node/cache"}, "mount it elsewhere"),
+        ({"destination": "/var/data"}, "which is /nix/store in this container"),
+        ({"destination": "/", "options": ["rbind", "rshared"]}, "the environment's /nix would lie in it"),
     ],
 )
 def test_a_volume_in_the_environments_place_is_refused(node: Node, mount: dict[str, Any], text: str) -> None:
     container = node.pod("hello")
+    (container.bundle / "rootfs/var").symlink_to("/lib/../srv")
+    (container.bundle / "rootfs/srv").mkdir()
+    (container.bundle / "rootfs/srv/data").symlink_to("../../../nix/store")
     mounts = [*container.config["mounts"], {"type": "bind", "source": "/tmp", **mount}]
     node.edit(container, mounts=mounts)
     assert container.create() == 1
     assert text in container.error
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [("/run", ["rbind", "ro"]), ("/var/run", ["rbind", "rshared"]), ("/run", ["rbind", "rshared"])],
+)
+def test_a_volume_at_run_is_the_pods_alone_and_nothing_of_ours_reaches_the_host(
+    node: Node, tmp_path: Path, place: str, options: list[str]
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "shim-test", str(tmp_path)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(tmp_path)], check=True)
+        (tmp_path / "theirs").touch()
+        container = node.pod("sh", "-c", "ls /run; sleep 600")
+        (container.bundle / "rootfs/var").mkdir()
+        (container.bundle / "rootfs/var/run").symlink_to("/run")
+        mount = {"destination": place, "type": "bind", "source": str(tmp_path), "options": options}
+        linux = {**container.config["linux"], "rootfsPropagation": "rshared"}
+        node.edit(container, mounts=[*container.config["mounts"], mount], linux=linux)
+        container.run().enter()
+        mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        assert [where for where in mounted if where.startswith((str(tmp_path), str(container.bundle)))] == [
+            str(tmp_path)
+        ]
+        assert os.listdir(tmp_path) == ["theirs"]
+        assert container.exec("sh", "-c", "ls /run >/dev/null; echo hooked: $HOOKED")[0] == 0
+        assert sorted(container.output.splitlines()) == ["hooked: yes", "theirs"]
+    finally:
+        node.close()
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_fields_that_we_do_not_know_survive_the_rewriting(node: Node) -> None:

@@ -11,8 +11,9 @@ import (
 // Where the container finds what we mount into it.
 const (
 	// RuntimeDir is a tmpfs of the container's own. Its activation state must be as young as the container: a record
-	// that outlived a restart would make the new process attach to a start that never happened.
-	RuntimeDir = "/run/flox-node"
+	// that outlived a restart would make the new process attach to a start that never happened. It lies in the root of
+	// the tree, because pods mount volumes at /run and /var/run, and images have symlinks there.
+	RuntimeDir = "/.flox-node"
 	// CacheDir is a tmpfs: hooks expect $FLOX_ENV_CACHE to exist and to be writable for every user.
 	CacheDir    = RuntimeDir + "/cache"
 	ContextFile = RuntimeDir + "/ctx.json"

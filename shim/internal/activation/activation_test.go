@@ -65,7 +65,7 @@ func TestACommandIsPassedUntouchedInTheContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !reflect.DeepEqual(start.Args, []string{
-		environment + "/libexec/flox-activations", "activate", "--activate-data", "/run/flox-node/ctx.json",
+		environment + "/libexec/flox-activations", "activate", "--activate-data", "/.flox-node/ctx.json",
 	}) {
 		t.Errorf("%q", start.Args)
 	}
@@ -76,7 +76,7 @@ func TestACommandIsPassedUntouchedInTheContext(t *testing.T) {
 	attach := context["attach_ctx"].(map[string]any)
 	for name, wanted := range map[string]any{
 		"flox_activate_store_path": environment, "mode": "dev", "project_ctx": nil, "remove_after_reading": false,
-		"activation_state_dir": "/run/flox-node/activation", "shell": map[string]any{"bash": "/nix/store/b-bash/bin/bash"},
+		"activation_state_dir": "/.flox-node/activation", "shell": map[string]any{"bash": "/nix/store/b-bash/bin/bash"},
 	} {
 		if !reflect.DeepEqual(context[name], wanted) {
 			t.Errorf("%s: %v", name, context[name])

@@ -12,7 +12,7 @@ import (
 	"io"
 	"os"
 	"path"
-	"strings"
+	"slices"
 	"syscall"
 
 	"flox.dev/flox-node/shim/internal/node"
@@ -30,26 +30,9 @@ type Mount struct {
 	Options     []string `json:"options,omitempty"`
 }
 
-// Within says that the mount's place is dir or lies below it.
-func (m Mount) Within(dir string) bool { return within(m.Destination, dir) }
-
-// Covers says that the mount's place is dir or lies above it.
-func (m Mount) Covers(dir string) bool { return within(dir, m.Destination) }
-
-// Shared says that mounts made below this one reach the host.
-func (m Mount) Shared() bool {
-	for _, option := range m.Options {
-		if option == "shared" || option == "rshared" {
-			return true
-		}
-	}
-	return false
-}
-
-// within compares cleaned paths: a destination such as /run/../nix is /nix for the runtime as well.
-func within(name, dir string) bool {
-	name, dir = path.Clean("/"+name), path.Clean("/"+dir)
-	return name == dir || dir == "/" || strings.HasPrefix(name, dir+"/")
+// Bind says that a file or a folder of the host is mounted.
+func (m Mount) Bind() bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
 }
 
 // Config is a container's config.json.

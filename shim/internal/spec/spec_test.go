@@ -98,16 +98,18 @@ func TestAProcessFileIsRewrittenInItsPlace(t *testing.T) {
 	}
 }
 
-func TestMountsAreComparedAsTheRuntimeResolvesThem(t *testing.T) {
-	for destination, within := range map[string]bool{
-		"/nix": true, "/nix/": true, "nix/x": true, "/a/../nix/store": true, "/nixos": false, "/": false, "/run/nix": false,
+func TestABindIsKnownByTypeOrOption(t *testing.T) {
+	for bind, mount := range map[bool]Mount{
+		true: {Type: "bind"}, false: {Type: "tmpfs", Options: []string{"nosuid", "mode=755"}},
 	} {
-		if got := (Mount{Destination: destination}).Within("/nix"); got != within {
-			t.Errorf("%q within /nix: %v", destination, got)
+		if mount.Bind() != bind {
+			t.Errorf("%+v", mount)
 		}
 	}
-	if !(Mount{Destination: "/run"}).Covers("/run/flox-node") || (Mount{Destination: "/run/flox"}).Covers("/run/flox-node") {
-		t.Error("covers")
+	for _, option := range []string{"bind", "rbind"} {
+		if !(Mount{Type: "none", Options: []string{"ro", option}}).Bind() {
+			t.Error(option)
+		}
 	}
 }
 
