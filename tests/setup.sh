@@ -14,5 +14,5 @@ fi
 [ -x "$venv/bin/python" ] || { say "making $venv"; "$python" -m venv "$venv"; }
 say "installing flox-node and its tools into $venv"
 "$venv/bin/python" -m pip install --quiet --upgrade 'pip==26.3'
-"$venv/bin/python" -m pip install --quiet --group dev --editable ".[cluster,agent]"
+"$venv/bin/python" -m pip install --quiet --group dev --editable ".[cluster,agent,fetch]"
 say "$("$venv/bin/flox-node" --version) ready"

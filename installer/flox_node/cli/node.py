@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flox_node.cli.fetching import BasicFile, BearerFile, Ca, PayloadSource, Sha256, opened
 from flox_node.cli.output import Result, command, read_text, say
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ Socket = Annotated[
 PlatformName = Annotated[
     str | None,
     typer.Option("--platform", help="What this node is (see docs/reference.md).", show_default="found by its signs"),
-]
-PayloadPath = Annotated[
-    Path, typer.Option("--payload", help="The payload: a folder, or one .tar.zst or .tar.gz.", show_default=False)
 ]
 Adopt = Annotated[
     bool,
@@ -70,24 +68,28 @@ def mount(app: typer.Typer) -> None:
 
 
 def plan(
-    payload: PayloadPath,
+    payload: PayloadSource,
     host_root: HostRoot = DEFAULT_ROOT,
     socket: Socket = DEFAULT_SOCKET,
     adopt: Adopt = False,
     platform: PlatformName = None,
     nix_dir: NixDir = None,
     policy: PolicyFile = None,
+    sha256: Sha256 = "",
+    bearer_file: BearerFile = None,
+    basic_file: BasicFile = None,
+    ca: Ca = None,
 ) -> Result:
     """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
     from flox_node import plan as runs
     from flox_node.host import Host
-    from flox_node.payload import open_payload
 
     host, settings = (
         Host.at(host_root),
         runs.Settings(socket, adopt, platform, nix_dir=nix_dir, policy=read_text(policy) if policy else None),
     )
-    found = runs.preview(host, open_payload(payload), settings)
+    with opened(payload, sha256, bearer_file, basic_file, ca) as given:
+        found = runs.preview(host, given, settings)
     recognised, steps = found.plan.detection, list(found.steps)
     why = ", ".join(map(str, recognised.signs)) or ("named" if platform else "nothing says otherwise")
     lines = [f"This node: {recognised.platform.title} ({why}).", *map(_planned, steps)]
@@ -97,7 +99,7 @@ def plan(
 
 
 def install(
-    payload: PayloadPath,
+    payload: PayloadSource,
     host_root: HostRoot = DEFAULT_ROOT,
     socket: Socket = DEFAULT_SOCKET,
     adopt: Adopt = False,
@@ -110,6 +112,10 @@ def install(
         typer.Option("--repair", help="Compare every byte and SELinux type of ours; put right what differs."),
     ] = False,
     policy: PolicyFile = None,
+    sha256: Sha256 = "",
+    bearer_file: BearerFile = None,
+    basic_file: BasicFile = None,
+    ca: Ca = None,
 ) -> Result:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
 
@@ -118,7 +124,6 @@ def install(
     """
     from flox_node import plan as runs
     from flox_node.host import Host
-    from flox_node.payload import open_payload
 
     settings = runs.Settings(
         socket,
@@ -130,7 +135,8 @@ def install(
         repair,
         policy=read_text(policy) if policy else None,
     )
-    steps = runs.install(Host.at(host_root), open_payload(payload), settings, _report)
+    with opened(payload, sha256, bearer_file, basic_file, ca) as given:
+        steps = runs.install(Host.at(host_root), given, settings, _report)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     text = "The handler flox is live." if changed else "Nothing to do: the handler flox is live."
     return Result({"changed": changed, "steps": _steps(steps)}, text)

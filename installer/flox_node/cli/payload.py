@@ -1,4 +1,4 @@
-"""`flox-node payload`: build, inspect and verify payloads."""
+"""`flox-node payload`: build, fetch, inspect and verify payloads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flox_node.cli.fetching import SOURCES, BasicFile, BearerFile, Ca, Sha256, named, progress
 from flox_node.cli.output import Result, application, command
 
 if TYPE_CHECKING:
     from flox_node.payload import Manifest
 
-app = application("Build, inspect and verify payloads: what flox-node puts on a node.")
+app = application("Build, fetch, inspect and verify payloads: what flox-node puts on a node.")
 
 Source = Annotated[Path, typer.Argument(help="A payload's folder, or its .tar.zst or .tar.gz.", show_default=False)]
 
@@ -69,6 +70,49 @@ def build(
         python=python,
     )
     return _told(build_payload(recipe, output), "built")
+
+
+@command(
+    app,
+    example="flox-node payload pull https://example.org/flox-node.tar.zst --sha256 <digest> -o flox-node.tar.zst",
+)
+def pull(
+    source: Annotated[str, typer.Argument(help=SOURCES, show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to, in .tar.zst or .tar.gz.")],
+    sha256: Sha256 = "",
+    bearer_file: BearerFile = None,
+    basic_file: BasicFile = None,
+    ca: Ca = None,
+) -> Result:
+    """Fetch a payload, verified. An interrupted fetch goes on where it stopped; what is there already is not fetched.
+
+    Proxies are taken from the environment (HTTPS_PROXY, NO_PROXY).
+    """
+    from flox_node.payload import obtain, open_payload
+    from flox_node.payload.fetch import Access
+
+    access = Access.of(bearer_file=bearer_file, basic_file=basic_file, ca=ca)
+    with progress() as tell:
+        obtain.pull(named(source), output, sha256, access, tell)
+    return _told(open_payload(output).manifest, "pulled")
+
+
+@command(app, example="flox-node payload push flox-node.tar.zst oci://registry.example.org/flox-node/payload:1.0")
+def push(
+    archive: Annotated[Path, typer.Argument(help="A payload's archive.", show_default=False)],
+    reference: Annotated[str, typer.Argument(help="oci://REGISTRY/NAME[:TAG]", show_default=False)],
+    bearer_file: BearerFile = None,
+    basic_file: BasicFile = None,
+    ca: Ca = None,
+) -> Result:
+    """Put a payload into an OCI registry; what is printed is the reference to pull it by."""
+    from flox_node.payload import open_payload, registry
+    from flox_node.payload.fetch import Access
+
+    open_payload(archive)
+    access = Access.of(bearer_file=bearer_file, basic_file=basic_file, ca=ca)
+    done = str(registry.push(archive, registry.Reference.parse(reference), access))
+    return Result({"reference": done}, done)
 
 
 @command(app, example="flox-node payload inspect flox-node.tar.zst")
