@@ -61,6 +61,7 @@ def install(
     settings: manifests.SettingsFile = None,
     policy: manifests.PolicyFile = None,
     pod_monitor: manifests.PodMonitor = False,
+    image_pull_policy: manifests.ImagePullPolicy = None,
     dry_run: ServerDryRun = None,
     force_conflicts: Force = False,
     no_wait: NoWait = False,
@@ -76,7 +77,8 @@ def install(
     from flox_node.kube import install as kube
 
     options = manifests.options(
-        image, registry, node_selector, overhead, toleration, settings, policy, pod_monitor, "install"
+        *(image, registry, node_selector, overhead, toleration, settings, policy),
+        *(pod_monitor, image_pull_policy, "install"),
     )
     api = _connect(kubeconfig, context)
     kube.require_supported(api)

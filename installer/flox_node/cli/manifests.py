@@ -45,6 +45,10 @@ PolicyFile = Annotated[
 PodMonitor = Annotated[
     bool, typer.Option("--pod-monitor", help="Have the Prometheus operator fetch the metrics of the pods.")
 ]
+ImagePullPolicy = Annotated[
+    str | None,
+    typer.Option("--image-pull-policy", help="Always, IfNotPresent or Never.", show_default="the kubelet's own"),
+]
 Mode = Annotated[str, typer.Option("--mode", help="What the DaemonSet does with nodes: install or uninstall.")]
 _TOLERATION = re.compile(r"(?P<key>[\w./-]+)(?:=(?P<value>[\w.-]*))?(?::(?P<effect>\w+))?")
 
@@ -63,12 +67,15 @@ def manifests(
     settings: SettingsFile = None,
     policy: PolicyFile = None,
     pod_monitor: PodMonitor = False,
+    image_pull_policy: ImagePullPolicy = None,
     mode: Mode = "install",
 ) -> Result:
     """Print the DaemonSet and all that it needs as YAML for `kubectl apply -f -` or a GitOps repository."""
     from flox_node.kube import manifests as kube
 
-    chosen = options(image, registry, node_selector, overhead, toleration, settings, policy, pod_monitor, mode)
+    chosen = options(
+        image, registry, node_selector, overhead, toleration, settings, policy, pod_monitor, image_pull_policy, mode
+    )
     found = kube.objects(chosen)
     return Result({"objects": found}, kube.as_yaml(found).encode())
 
@@ -82,6 +89,7 @@ def options(
     settings: Path | None,
     policy: Path | None,
     pod_monitor: bool,
+    image_pull_policy: str | None,
     mode: str,
 ) -> Options:
     """What the words of the command line mean.
@@ -100,6 +108,7 @@ def options(
         settings=read_text(settings) if settings else None,
         policy=read_text(policy) if policy else None,
         pod_monitor=pod_monitor,
+        image_pull_policy=image_pull_policy,
         mode=mode,
     )
 

@@ -40,7 +40,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Baked:
-    """Where a payload lies on this machine, for nodes that get the handler from kind and /nix by a mount."""
+    """Where a payload lies on this machine, for a node that gets the handler from kind and /nix by a mount.
+
+    One node: a store has one database, and a database one machine that writes it.
+    """
 
     nix: str
     prefix: str
@@ -67,8 +70,7 @@ def cluster_file(shape: Shape, baked: Baked | None = None) -> str:
         if baked is not None:
             lines += [
                 "  extraMounts:",
-                # One database and several writers is no store: the nodes only read it.
-                f'  - {{hostPath: "{baked.nix}", containerPath: /nix, readOnly: true}}',
+                f'  - {{hostPath: "{baked.nix}", containerPath: /nix}}',
                 f'  - {{hostPath: "{baked.prefix}", containerPath: /opt/flox-node, readOnly: true}}',
             ]
     return "\n".join(lines) + "\n"

@@ -62,7 +62,10 @@ def chosen(image: str, daemon_set: Object, runtime_class: Object, settings: Obje
     """The options that these objects were made from; `image` instead of theirs."""
     data = settings.get("data") or {}
     usual = next(each for each in objects() if each["kind"] == "DaemonSet")["spec"]["template"]["spec"]["nodeSelector"]
-    selector = daemon_set["spec"]["template"]["spec"].get("nodeSelector") or {}
+    pods = daemon_set["spec"]["template"]["spec"]
+    selector = pods.get("nodeSelector") or {}
+    usually_pulled = "Always" if image.endswith(":latest") else "IfNotPresent"
+    pulled = pods["containers"][0].get("imagePullPolicy", usually_pulled)
     return Options(
         image=image,
         node_selector={key: value for key, value in selector.items() if usual.get(key) != value},
@@ -71,6 +74,7 @@ def chosen(image: str, daemon_set: Object, runtime_class: Object, settings: Obje
         settings=data.get("settings.toml"),
         policy=data.get("policy.toml"),
         pod_monitor=pod_monitor,
+        image_pull_policy=None if pulled == usually_pulled else pulled,
     )
 
 

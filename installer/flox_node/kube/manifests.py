@@ -18,6 +18,7 @@ from flox_node.state import policy_text
 MINIMUM_MINOR = 31
 """Kubernetes 1.31 is the first to tell an admission policy which node a pod's token belongs to."""
 MODES = ("install", "uninstall")
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 # Links to daemonset/ in the source tree, files in the wheel.
 _OBJECTS = Path(__file__).with_name("flox-node.yaml")
 _POD_MONITOR = Path(__file__).with_name("pod-monitor.yaml")
@@ -32,6 +33,7 @@ class Options:
     overhead, tolerations: of the RuntimeClass, so of every Flox pod.
     settings, policy: the text of settings.toml and policy.toml.
     mode: what the DaemonSet does, "install" or "uninstall".
+    image_pull_policy: "Never" where the image is brought onto the nodes; the event of a pod then says that it lacks.
     """
 
     image: str | None = None
@@ -43,6 +45,7 @@ class Options:
     policy: str | None = None
     mode: str = "install"
     pod_monitor: bool = False
+    image_pull_policy: str | None = None
 
 
 def objects(options: Options = Options()) -> list[Object]:
@@ -63,6 +66,8 @@ def adapted(base: Sequence[Object], options: Options) -> list[Object]:
     """
     if options.mode not in MODES:
         raise UsageError(f"{options.mode!r} is no mode; there are {' and '.join(MODES)}.")
+    if options.image_pull_policy not in (None, *PULL_POLICIES):
+        raise UsageError(f"{options.image_pull_policy!r} is none of {', '.join(PULL_POLICIES)}.")
     result = copy.deepcopy(list(base))
     for item in result:
         if item["kind"] == "DaemonSet":
@@ -104,6 +109,8 @@ def _adapt_pods(pods: Object, options: Options) -> None:
         container["args"] = [
             f"--mode={options.mode}" if word.startswith("--mode=") else word for word in container["args"]
         ]
+        if options.image_pull_policy:
+            container["imagePullPolicy"] = options.image_pull_policy
     pods["nodeSelector"] |= options.node_selector
 
 

@@ -86,8 +86,8 @@ class FakeTerminal:
                 if not self.api_answers or cluster not in self.clusters:
                     return Answer(1, "", "The connection to the server 127.0.0.1:6443 was refused\n")
                 labels = {MARK: OURS} if self.clusters[cluster] else {}
-                node = {"metadata": {"name": f"{cluster}-control-plane", "labels": labels}}
-                return Answer(0, json.dumps({"items": [node]}), "")
+                item = {"metadata": {"name": f"{cluster}-control-plane", "labels": labels}}
+                return Answer(0, json.dumps({"items": [item]}), "")
             case ["kubectl", _, "get", "deployment", *_]:
                 return Answer(0, "1 1", "")
         raise AssertionError(f"nobody answers {shlex.join(argv)}")

@@ -16,12 +16,15 @@ def test_a_cluster_has_our_mark_on_every_node_and_one_port() -> None:
     assert "containerdConfigPatches" not in made
 
 
-def test_a_baked_cluster_mounts_the_store_read_only_and_registers_the_handler() -> None:
-    made = yaml.safe_load(cluster_file(Shape(nodes=2), Baked("/srv/nix", "/srv/flox-node", (0, 33))))
+def test_a_node_with_a_mounted_store_gets_the_handler_from_kind() -> None:
+    made = yaml.safe_load(cluster_file(Shape(), Baked("/srv/nix", "/srv/flox-node", (0, 33))))
     assert [tomllib.loads(patch)["version"] for patch in made["containerdConfigPatches"]] == [2, 3]
-    for node in made["nodes"]:
-        assert all(mount["readOnly"] for mount in node["extraMounts"])
-        assert node["labels"]["flox.dev/enabled"] == "true"
+    (node,) = made["nodes"]
+    assert {mount["containerPath"]: mount.get("readOnly", False) for mount in node["extraMounts"]} == {
+        "/nix": False,
+        "/opt/flox-node": True,
+    }
+    assert node["labels"]["flox.dev/enabled"] == "true"
 
 
 def test_patches_follow_the_release_of_kind() -> None:

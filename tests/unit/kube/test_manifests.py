@@ -298,3 +298,14 @@ def test_a_word_that_cannot_be_meant_is_a_usage_error(arguments: tuple[str, str]
     done = run(*arguments)
     assert done.returncode == 2
     assert arguments[1] in done.stderr
+
+
+def test_the_pull_policy_is_that_of_both_containers() -> None:
+    def policies(options: Options) -> set[str | None]:
+        pods = of(manifests.objects(options), "DaemonSet")["spec"]["template"]["spec"]
+        return {container.get("imagePullPolicy") for container in pods["containers"]}
+
+    assert policies(Options(image_pull_policy="Never")) == {"Never"}
+    assert policies(Options()) == {None}
+    with pytest.raises(UsageError, match="Sometimes"):
+        manifests.objects(Options(image_pull_policy="Sometimes"))
