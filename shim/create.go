@@ -17,6 +17,7 @@ import (
 	"flox.dev/flox-node/shim/internal/report"
 	"flox.dev/flox-node/shim/internal/rootfs"
 	"flox.dev/flox-node/shim/internal/spec"
+	"flox.dev/flox-node/shim/internal/view"
 )
 
 // contextFile is the bundle's file that the container sees as activation.ContextFile.
@@ -49,7 +50,7 @@ func create(call cmdline.Call, policy node.Policy, runtime string) error {
 		err = createSandbox(call.ID(), bundle, annotations, policy, &event)
 	case annotations.IsContainer() && !annotations.Skipped():
 		event.Event = "container"
-		err = createContainer(call.ID(), bundle, config, annotations, &event)
+		err = createContainer(call.ID(), bundle, config, annotations, policy, &event)
 	default:
 		return nil
 	}
@@ -96,7 +97,7 @@ func createSandbox(
 	// The root before the look: what is there after it was made stays.
 	err = node.Symlink(resolution.StorePath, node.PodRoot(id))
 	if err == nil {
-		_, err = resolvedView(resolution)
+		_, err = resolvedClosure(resolution)
 	}
 	if err == nil {
 		err = records.Write(node.PodRecord(id), records.NewPod(of, bundle, resolution))
@@ -117,7 +118,7 @@ func warn(event report.Event, warnings []string) {
 
 // createContainer rewrites the bundle of a container so that its command runs in the environment of its pod.
 func createContainer(
-	id, bundle string, config *spec.Config, annotations pod.Annotations, event *report.Event,
+	id, bundle string, config *spec.Config, annotations pod.Annotations, policy node.Policy, event *report.Event,
 ) error {
 	of, err := annotations.Pod()
 	if err != nil {
@@ -138,7 +139,7 @@ func createContainer(
 	resolution := record.Resolution
 	event.Environment, event.Generation = resolution.Environment, resolution.Generation
 	event.StorePath = resolution.StorePath
-	view, err := resolvedView(resolution)
+	closure, err := resolvedClosure(resolution)
 	if err != nil {
 		return err
 	}
@@ -150,7 +151,7 @@ func createContainer(
 		return err
 	}
 	environment := activation.Environment{
-		View: view, StorePath: resolution.StorePath, Name: resolution.Environment, Mode: resolution.Mode,
+		View: activation.NewView(closure), StorePath: resolution.StorePath, Name: resolution.Environment, Mode: resolution.Mode,
 	}
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
@@ -160,7 +161,6 @@ func createContainer(
 		return err
 	}
 	mounts := []spec.Mount{
-		bind(string(view), "/nix", "rbind"),
 		tmpfs(activation.RuntimeDir, "4m"),
 		tmpfs(activation.CacheDir, "64m"),
 	}
@@ -173,6 +173,14 @@ func createContainer(
 	}
 	// Nothing of ours needs it, so an image that cannot take it goes without.
 	_ = rootfs.Link(root, compatibleLink(resolution), resolution.StorePath)
+	if policy.InNamespace(of.Namespace).View == "store" {
+		err = view.AddStore(config)
+	} else {
+		err = view.Add(config, root, resolution.StorePath)
+	}
+	if err != nil {
+		return err
+	}
 	for _, mount := range mounts {
 		if err := config.AddMount(mount); err != nil {
 			return err
@@ -191,18 +199,14 @@ func createContainer(
 		records.NewContainer(id, annotations.ContainerName(), bundle, record, !annotations.ExecSkipped()))
 }
 
-// resolvedView checks that the environment still is on the node.
-func resolvedView(resolution records.Resolution) (activation.View, error) {
-	view := activation.View(node.Path(resolution.View))
-	_, info, err := view.Resolve(resolution.StorePath)
-	if err == nil && !info.IsDir() {
-		err = errors.New("it is no folder")
-	}
+// resolvedClosure gives the names below /nix/store of the environment's closure, once all of it is there.
+func resolvedClosure(resolution records.Resolution) ([]string, error) {
+	closure, err := view.Closure(resolution.StorePath)
 	if err != nil {
-		return "", fmt.Errorf("environment %s, generation %d, is not complete on this node (%w): delete the pod, so that "+
-			"it is fetched again", resolution.Environment, resolution.Generation, err)
+		return nil, fmt.Errorf("environment %s, generation %d, is not complete on this node (%w): delete the pod, so "+
+			"that it is fetched again", resolution.Environment, resolution.Generation, err)
 	}
-	return view, nil
+	return closure, nil
 }
 
 // compatibleLink is where the vendor's runtime shows the environment, and where users' scripts look for it.

@@ -9,10 +9,17 @@ import (
 	"flox.dev/flox-node/shim/internal/inner"
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/report"
+	"flox.dev/flox-node/shim/internal/view"
 )
 
 func main() {
 	arguments := os.Args[1:]
+	if len(arguments) > 0 && arguments[0] == view.HookCommand {
+		if err := view.Mount(arguments[1:], os.Stdin); err != nil {
+			fail(cmdline.Call{}, err) // the runtime shows what its hook says
+		}
+		return
+	}
 	call := cmdline.Parse(arguments)
 	runtime, err := prepare(call)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -65,10 +66,9 @@ esac
 `
 
 const resolution = `{"environment": "demo/hello", "generation": 3, "commit": "0123456789abcdef0123456789abcdef01234567",
-"mode": "run", "system": "x86_64-linux", "store_path": "/nix/store/0c1dfghijk2lmnpqrsvwxyz34567890a-environment-hello-run",
-"view": "/nix/var/flox-node/views/0c1dfghijk2lmnpqrsvwxyz34567890a"}`
+"mode": "run", "system": "x86_64-linux", "store_path": "/nix/store/0c1dfghijk2lmnpqrsvwxyz34567890a-environment-hello-run"}`
 
-// fixture is a node: two runtimes, a view with one environment, and a Python side that always answers.
+// fixture is a node: two runtimes, a store with one environment, and a Python side that always answers.
 type fixture struct {
 	*testing.T
 	dir, runc, crun string
@@ -78,12 +78,13 @@ func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{T: t, dir: t.TempDir()}
 	f.runc, f.crun = f.runtime("runc", "state.json", "x"), f.runtime("crun", "status", "1.21")
-	const view = "/nix/var/flox-node/views/0c1dfghijk2lmnpqrsvwxyz34567890a/store/"
-	const environment = view + "0c1dfghijk2lmnpqrsvwxyz34567890a-environment-hello-run/"
-	f.write(environment+"activate", "#! /nix/store/b-bash/bin/bash -e\n", 0o755)
+	const environment = "/nix/store/0c1dfghijk2lmnpqrsvwxyz34567890a-environment-hello-run/"
+	const bash = "/nix/store/bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb-bash/bin/bash"
+	f.write(environment+"requisites.txt", path.Dir(path.Dir(bash)), 0o444)
+	f.write(environment+"activate", "#! "+bash+" -e\n", 0o755)
 	f.write(environment+"libexec/flox-activations", "\x7fELF", 0o755)
 	f.write(environment+"bin/hello", "\x7fELF", 0o755)
-	f.write(view+"b-bash/bin/bash", "\x7fELF", 0o755)
+	f.write(bash, "\x7fELF", 0o755)
 	f.write("/opt/flox-node/bin/flox-node-realise",
 		"#!/bin/sh\ncat >/dev/null; echo '{\"schema_version\":1,\"ok\":true,\"resolution\":"+
 			strings.ReplaceAll(resolution, "\n", "")+"}'\n", 0o755)

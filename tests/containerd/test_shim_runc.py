@@ -23,7 +23,6 @@ from tests.bed.processes import wait_ended
 
 ROOT = Path(__file__).parents[2]
 CGROUP = f"flox-shim-test-{os.getpid()}"
-KEY = "0c1dfghijk2lmnpqrsvwxyz34567890a"
 
 # Recorded by the inner runtime's stand-in: what exactly the shim became.
 RECORDER = """#!/bin/sh
@@ -49,6 +48,9 @@ BUSYBOX = store_path("b", "busybox")
 ACTIVATIONS = store_path("c", "flox-activations")
 INTERPRETER = store_path("d", "flox-interpreter")
 ENVIRONMENT = store_path("a", "environment-hello-run")
+SINGLE = store_path("g", "single.txt")
+LINK = store_path("h", "link")
+OTHERS = store_path("i", "somebody-elses")
 SCRIPTED = store_path("f", "environment-scripted-run")
 
 RESOLUTION = {
@@ -58,7 +60,6 @@ RESOLUTION = {
     "mode": "run",
     "system": "x86_64-linux",
     "store_path": ENVIRONMENT,
-    "view": f"/nix/var/flox-node/views/{KEY}",
 }
 
 
@@ -73,13 +74,14 @@ def script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def make_view(view: Path, scratch: Path) -> None:
-    """A view with two environments: `hello` as Flox 1.9 and newer build it, `scripted` without flox-activations."""
+def make_store(nix: Path, scratch: Path) -> None:
+    """A store with two environments, `hello` as Flox 1.9 and newer build it, `scripted` without flox-activations, and
+    with a package of somebody else."""
     busybox = shutil.which("busybox")
     assert busybox is not None, "no busybox: apt-get install busybox-static"
 
     def place(path: str) -> Path:
-        target = view / path.removeprefix("/nix/")
+        target = nix / path.removeprefix("/nix/")
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
@@ -102,6 +104,10 @@ def make_view(view: Path, scratch: Path) -> None:
         hook = place(f"{environment}/activate.d/hook-on-activate")
         hook.parent.mkdir(exist_ok=True)
         hook.write_text('echo noise of the hook\nsleep "${HOOK_SECONDS:-0}"\nexport HOOKED=yes\n')
+        place(f"{environment}/requisites.txt").write_text(f"{BUSYBOX}\n{ACTIVATIONS}\n{INTERPRETER}\n{SINGLE}\n{LINK}")
+    place(SINGLE).write_text("a store path may be a file\n")
+    place(LINK).symlink_to(SINGLE)
+    place(f"{OTHERS}/bin").mkdir(parents=True)
     place(f"{ENVIRONMENT}/libexec/flox-activations").symlink_to(f"{ACTIVATIONS}/bin/flox-activations")
     place(f"{ENVIRONMENT}/activate").symlink_to(f"{INTERPRETER}/activate")
     place(f"{ACTIVATIONS}/bin/activate").symlink_to("flox-activations")
@@ -278,12 +284,17 @@ class Node:
                 parent.rmdir()
 
 
+def listed(node: Node, command: str) -> list[str]:
+    """The lines that a shell in a new container prints, without what the hook says."""
+    return node.pod("sh", "-c", command).run().wait().splitlines()
+
+
 @pytest.fixture(scope="module")
 def built(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Node:
     directory = tmp_path_factory.mktemp("node")
     prefix = f"-ldflags=-X flox.dev/flox-node/shim/internal/node.prefix={directory}"
     go_build(ROOT / "shim", directory / "flox-runtime", prefix)
-    make_view(directory / "nix/var/flox-node/views" / KEY, directory)
+    make_store(directory / "nix", directory)
     (directory / "usr/sbin").mkdir(parents=True)
     (directory / "usr/sbin/runc").symlink_to(releases.runc())
     script(directory / "opt/flox-node/bin/flox-node-realise", REALISE.format(dir=directory))
@@ -307,13 +318,34 @@ def test_a_command_that_exists_only_in_the_environment_runs_in_an_image_with_no_
     assert "pid 1 good morning yes" in output, "the command is the first process, after [vars] and hook"
 
 
-def test_the_container_sees_its_closure_read_only_and_nothing_else_of_the_store(node: Node) -> None:
-    command = "ls /nix/store; ls /nix; touch /nix/store/x || echo read-only; ls /.flox/run/*/bin/hello"
-    output = node.pod("sh", "-c", command).run().wait()
-    assert "read-only" in output
-    assert output.count("-busybox\n") == 1
-    assert "\nvar\n" not in output
-    assert "/.flox/run/x86_64-linux.hello.run/bin/hello" in output
+def test_the_container_sees_its_closure_and_nothing_else_of_the_store(node: Node) -> None:
+    names = [Path(path).name for path in (ENVIRONMENT, BUSYBOX, ACTIVATIONS, INTERPRETER, SINGLE, LINK)]
+    assert listed(node, "ls -A /nix") == ["store"]
+    assert listed(node, "ls -A /nix/store") == sorted(names)
+    assert listed(node, f"cat {SINGLE} {LINK}") == ["a store path may be a file"] * 2
+    [link] = listed(node, "ls /.flox/run/*/bin/hello")
+    assert link.startswith("/.flox/run/x86_64-linux.hello.run/")
+
+
+def test_a_policy_may_show_the_whole_store(node: Node) -> None:
+    node.policy(inner_runtime=str(releases.runc()), pods={"view": "store"})
+    assert Path(OTHERS).name in listed(node, "ls -A /nix/store")
+    assert listed(node, "touch /nix/store/x || echo refused")[-1] == "refused"
+
+
+def test_nothing_in_nix_can_be_written(node: Node) -> None:
+    places = ("/nix/x", "/nix/store/x", f"{ENVIRONMENT}/x", SINGLE)
+    command = "; ".join(f"touch {place} 2>/dev/null || echo refused" for place in places)
+    assert listed(node, command) == ["refused"] * len(places)
+
+
+def test_no_mount_of_a_container_is_left_on_the_host_or_reaches_it(node: Node) -> None:
+    before = Path("/proc/self/mountinfo").read_text().count(str(node.dir))
+    container = node.pod("sleep", "600").run().enter()
+    assert Path("/proc/self/mountinfo").read_text().count(str(node.dir)) == before
+    seen = Path(f"/proc/{container.pid}/mountinfo").read_text()
+    assert seen.count(" /nix/store/") == 5, "one for each store path that is no symlink"
+    assert all("shared:" not in line and "master:" not in line for line in seen.splitlines() if " /nix" in line)
 
 
 def test_an_unprivileged_user_on_a_read_only_root_has_home_cache_and_environment(node: Node) -> None:
@@ -436,8 +468,8 @@ def test_a_crash_of_the_python_side_is_told_without_its_secrets(node: Node) -> N
 
 @pytest.mark.parametrize(
     "changes",
-    [{"environment": "demo/other"}, {"mode": "dev"}, {"store_path": "/etc"}, {"view": "/nix/var/flox-node/views/.."},
-     {"view": "/nix/var/flox-node/views/missing"}],
+    [{"environment": "demo/other"}, {"mode": "dev"}, {"store_path": "/etc"},
+     {"store_path": store_path("j", "missing")}],
 )  # fmt: skip
 def test_an_answer_that_cannot_be_right_is_refused_and_leaves_nothing(node: Node, changes: dict[str, str]) -> None:
     node.resolve(**changes)

@@ -1,1 +1,1 @@
-"""Environments on a node: who may have which generation, and its closure in the store, rooted and in a view."""
+"""Environments on a node: who may have which generation, and its closure in the store, rooted."""

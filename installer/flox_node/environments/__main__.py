@@ -26,7 +26,7 @@ _MARGIN_S = 3.0  # the shim ends us at the policy's limit: our own text must be 
 
 def realise_main() -> NoReturn:
     """Answer the request on stdin."""
-    os.umask(0o022)  # a view must be readable for whatever user a container runs as
+    os.umask(0o022)  # roots and locks are no secret
     signal.signal(signal.SIGTERM, _stop)
     answer = _answer(sys.stdin.buffer.read(protocol.LARGEST_REQUEST + 1), Paths())
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -1,4 +1,4 @@
-"""Collection: environments that no pod has asked for in a long time lose their root, their view and their entries."""
+"""Collection: environments that no pod has asked for in a long time lose their root and their entries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _POD = "pod-"
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the index. `used_at` is its last use, in seconds since the epoch; `key` names its root and view."""
+    """One entry of the index. `used_at` is its last use, in seconds since the epoch; `key` names its root."""
 
     file: str
     environment: str
@@ -38,7 +38,7 @@ def entries(paths: Paths) -> list[Entry]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             with open(file, "rb") as stream:
                 entry = json.loads(stream.read())
-            key = str(entry["view"]).rpartition("/")[2]
+            key = hash_part(str(entry["store_path"]))
             found.append(Entry(file, str(entry["environment"]), key, os.stat(file).st_mtime))
     return found
 
@@ -54,14 +54,13 @@ def collect(paths: Paths, *, unused_since: float) -> list[str]:
     for entry in found:
         if entry.key in kept:
             continue
-        with locks.hold(paths.locks, f"view-{entry.key}", Deadline.after(_LOCK_WAIT_S)):
+        with locks.hold(paths.locks, roots.name_of(entry.key), Deadline.after(_LOCK_WAIT_S)):
             if os.stat(entry.file).st_mtime >= unused_since:  # asked for just now
                 continue
-            os.unlink(entry.file)  # first: nobody is sent to a view that goes
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{paths.gc_roots}/{roots.name_of(entry.key)}")
-            views.remove(entry.key, paths)
+            os.unlink(entry.file)  # first: nobody is sent to a path that goes
+            roots.remove(entry.key, paths)
         gone.append(entry.environment)
+    views.sweep(paths)
     return gone
 
 

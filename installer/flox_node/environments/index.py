@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flox_node.environments import roots, views
+from flox_node.environments import roots
 from flox_node.environments.closure import hash_part, is_store_path
 from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
@@ -52,11 +52,10 @@ class Resolution:
     mode: str
     system: str
     store_path: str
-    view: str
 
     @property
     def key(self) -> str:
-        """The name of its view and its root."""
+        """The name of its root."""
         return hash_part(self.store_path)
 
 
@@ -66,17 +65,17 @@ def digest(*words: str) -> str:
 
 
 def lookup(question: Question, paths: Paths) -> Resolution | None:
-    """The build that answers a question, if it is still whole: path, root and view are there.
+    """The build that answers a question, if it is still whole: path and root are there.
 
     The entry's modification time becomes the time of its last use.
     """
     file = _file(question, paths)
     try:
         with open(file, "rb") as stream:
-            resolution = _resolution(json.loads(stream.read()), question, paths)
+            resolution = _resolution(json.loads(stream.read()), question)
     except (OSError, ValueError, TypeError, KeyError):
         return None  # missing or damaged alike: it is built again
-    if not roots.holds(resolution.key, resolution.store_path, paths) or not views.exists(resolution.key, paths):
+    if not roots.holds(resolution.key, resolution.store_path, paths):
         return None
     with contextlib.suppress(OSError):
         os.utime(file)
@@ -84,7 +83,7 @@ def lookup(question: Question, paths: Paths) -> Resolution | None:
 
 
 def record(question: Question, resolution: Resolution, paths: Paths) -> None:
-    """Publish a build: durable and whole. Its path must be rooted and its view made before."""
+    """Publish a build: durable and whole. Its path must be rooted before."""
     os.makedirs(paths.index, mode=0o700, exist_ok=True)
     entry = {
         "schema_version": SCHEMA_VERSION,
@@ -110,7 +109,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def _resolution(entry: Any, question: Question, paths: Paths) -> Resolution:
+def _resolution(entry: Any, question: Question) -> Resolution:
     if entry["schema_version"] != SCHEMA_VERSION or entry["hub"] != question.hub:
         raise ValueError("another question's entry")
     resolution = Resolution(**{name: entry[name] for name in Resolution.__dataclass_fields__})
@@ -120,7 +119,6 @@ def _resolution(entry: Any, question: Question, paths: Paths) -> Resolution:
         (resolution.environment, resolution.mode, resolution.system) != asked
         or (resolution.commit != question.commit if generation is None else resolution.generation != generation)
         or not is_store_path(resolution.store_path)
-        or resolution.view != paths.view(resolution.key)
     ):
         raise ValueError("another question's entry")
     return resolution

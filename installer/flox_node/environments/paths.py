@@ -24,13 +24,9 @@ class Paths:
         """Where a path of the node is reached. Links between the node's files always hold the node's own path."""
         return self.root + path
 
-    def view(self, key: str) -> str:
-        """The node's path of a view: what a container sees as /nix."""
-        return f"{_VIEWS}/{key}"
-
     @property
     def views(self) -> str:
-        """The folder of the views: in the mount of the store, for hard links do not cross mounts."""
+        """Where releases before kept what a container sees as /nix: folders of hard links into the store."""
         return self.on_disk(_VIEWS)
 
     @property
@@ -42,6 +38,11 @@ class Paths:
     def index(self) -> str:
         """The folder of the index."""
         return self.on_disk("/var/lib/flox-node/envs/index")
+
+    @property
+    def pods(self) -> str:
+        """The folder of the shim's records of sandboxes."""
+        return self.on_disk("/run/flox-node/pods")
 
     @property
     def locks(self) -> str:

@@ -1,8 +1,8 @@
-"""From a pod's request to a closure in the store, rooted and in a view.
+"""From a pod's request to a closure in the store, and rooted.
 
 resolve    one request to FloxHub with the pod's own token: may it, and which commit is it
 look up    the same question was answered before, and everything is still there
-realise    under the environment's lock: read the generation, refuse what is not supported, pull it, root it, view it
+realise    under the environment's lock: read the generation, refuse what is not supported, pull it, root it
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from flox_node.environments import floxhub, index, locks, roots, views, work
+from flox_node.environments import floxhub, index, locks, roots, work
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import BuildFailedError, NotAllowedError
 from flox_node.environments.index import Question, Resolution
@@ -95,10 +95,10 @@ def _realise(
             )
             store_path = _store_path(built, generation, question.mode)
             key = closure.hash_part(store_path)
-            # Equal environments have one view and one root, whatever their names and locks.
-            held.enter_context(locks.hold(paths.locks, f"view-{key}", deadline))
-            roots.add(key, store_path, paths)
-            views.make(key, closure.requisites(store_path, paths), paths)
+            # Equal environments have one root, whatever their names and locks.
+            held.enter_context(locks.hold(paths.locks, roots.name_of(key), deadline))
+            held.enter_context(roots.added(key, store_path, paths))
+            closure.requisites(store_path, paths)
         resolution = Resolution(
             environment=reference.environment,
             generation=generation.number,
@@ -106,7 +106,6 @@ def _realise(
             mode=question.mode,
             system=question.system,
             store_path=store_path,
-            view=paths.view(key),
         )
         # Last, when the private folder is wiped: whoever finds this does not look for what a killed one left.
         index.record(question, resolution, paths)

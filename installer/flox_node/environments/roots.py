@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 from flox_node.environments.paths import Paths
 
@@ -11,6 +12,25 @@ from flox_node.environments.paths import Paths
 def name_of(key: str) -> str:
     """The name of a cached environment's root."""
     return f"env-{key}"
+
+
+@contextlib.contextmanager
+def added(key: str, store_path: str, paths: Paths) -> Iterator[None]:
+    """Root a store path for the body; the root stays, unless the body fails and it was not there before."""
+    before = holds(key, store_path, paths)
+    add(key, store_path, paths)
+    try:
+        yield
+    except BaseException:
+        if not before:
+            remove(key, paths)
+        raise
+
+
+def remove(key: str, paths: Paths) -> None:
+    """Remove a root, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{paths.gc_roots}/{name_of(key)}")
 
 
 def add(key: str, store_path: str, paths: Paths) -> None:

@@ -1,81 +1,50 @@
-"""Views: a folder that holds one environment's closure and nothing else, as hard links into the store.
+"""Views: folders of hard links into the store, which the containers of releases before see as /nix.
 
-A container gets it as /nix with one mount, sees no package of anybody else, and no byte is copied. Hard links need one
-mount, so the views lie beside the store. The view is named after the environment's store path: equal content, one view.
+Containers made since then have their store paths mounted one by one, and nothing on the disk.
 """
 
 from __future__ import annotations
 
-import errno
+import json
 import os
-import shutil
-from collections.abc import Iterable
+from pathlib import Path
 
 from flox_node.environments.paths import Paths
 
-_STORE_MTIME = 1  # seconds, what Nix gives all files of a store
 
-
-def exists(key: str, paths: Paths) -> bool:
-    """Whether the view is complete: its name appears only when it is."""
-    return os.path.isdir(f"{paths.views}/{key}/store")
-
-
-def make(key: str, closure: Iterable[str], paths: Paths) -> None:
-    """Make the view `key` of these store paths, if it is not there. Needs the view's lock.
-
-    What a killed run left is swept; a view under its final name is whole and is never touched again.
-    """
-    if exists(key, paths):
-        return
-    os.makedirs(paths.views, mode=0o755, exist_ok=True)
-    building = f"{paths.views}/.{key}.tmp"
-    _remove(building)
-    os.makedirs(f"{building}/store", mode=0o755)
-    for path in closure:
-        _link_tree(paths.on_disk(path), f"{building}/store/{path.rpartition('/')[2]}")
-    os.rename(building, f"{paths.views}/{key}")
-
-
-def remove(key: str, paths: Paths) -> None:
-    """Remove a view; its name goes first, so that nobody takes a half of it. Needs the view's lock."""
-    leaving = f"{paths.views}/.{key}.tmp"
-    _remove(leaving)
+def sweep(paths: Paths) -> list[str]:
+    """Remove the views that no running pod was given; their names."""
     try:
-        os.rename(f"{paths.views}/{key}", leaving)
+        names = sorted(os.listdir(paths.views))
     except FileNotFoundError:
-        return
-    _remove(leaving)
+        return []
+    used = _used(paths)
+    if used is None:
+        return []
+    from flox_node.host.trees import remove_tree
+
+    gone = [name for name in names if name not in used]
+    for name in gone:
+        remove_tree(Path(paths.views, name))
+    if not used:
+        os.rmdir(paths.views)
+    return gone
 
 
-def _link_tree(source: str, target: str) -> None:
-    if os.path.isdir(source) and not os.path.islink(source):
-        os.mkdir(target, 0o755)
-        with os.scandir(source) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    _link_tree(entry.path, f"{target}/{entry.name}")
-                else:
-                    _link(entry.path, f"{target}/{entry.name}")
-        os.chmod(target, 0o555)
-        os.utime(target, (_STORE_MTIME, _STORE_MTIME))
-    else:
-        _link(source, target)
-
-
-def _link(source: str, target: str) -> None:
+def _used(paths: Paths) -> set[str] | None:
+    """The views that the records of sandboxes name; None where one of them cannot be read."""
     try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError as error:
-        # A file may have only so many names (65,000 on ext4; Nix' own optimiser can use them up): then it is copied.
-        if error.errno != errno.EMLINK:
-            raise
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _remove(folder: str) -> None:
-    if not os.path.lexists(folder):
-        return
-    for parent, _, _ in os.walk(folder):
-        os.chmod(parent, 0o700)
-    shutil.rmtree(folder)
+        records = [name for name in os.listdir(paths.pods) if name.endswith(".json")]
+    except FileNotFoundError:
+        return set()
+    found = set()
+    for name in records:
+        try:
+            with open(f"{paths.pods}/{name}", "rb") as file:
+                resolution = json.loads(file.read())["resolution"]
+            found.add(str(resolution.get("view", "")).rpartition("/")[2])
+        except FileNotFoundError:
+            continue  # its pod ended just now
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+    return found - {""}

@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"flox.dev/flox-node/shim/internal/node"
 )
 
 const environment = "/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-environment-hello-run"
@@ -14,9 +16,12 @@ const environment = "/nix/store/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-environment-hel
 // tree makes a view of files: a content that begins with "->" is a symlink.
 func tree(t *testing.T, files map[string]string) View {
 	t.Helper()
-	root := t.TempDir()
+	node.SetPrefix(t.TempDir())
+	t.Cleanup(func() { node.SetPrefix("") })
+	var closure []string
 	for name, content := range files {
-		file := filepath.Join(root, strings.TrimPrefix(name, "/nix"))
+		closure = append(closure, strings.Split(name, "/")[3])
+		file := node.Path(name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -30,7 +35,7 @@ func tree(t *testing.T, files map[string]string) View {
 			t.Fatal(err)
 		}
 	}
-	return View(root)
+	return NewView(closure)
 }
 
 func built(extra map[string]string) map[string]string {

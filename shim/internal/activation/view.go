@@ -8,28 +8,47 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"flox.dev/flox-node/shim/internal/node"
 )
 
 const maxSymlinks = 40
 
-// View is a folder on the host that a container sees as /nix.
-type View string
+// View is what a container sees as /nix: out of the node's store, the paths of its environment's closure.
+type View struct{ closure map[string]bool }
+
+// NewView makes the view of some names below /nix/store.
+func NewView(closure []string) View {
+	view := View{make(map[string]bool, len(closure))}
+	for _, name := range closure {
+		view.closure[name] = true
+	}
+	return view
+}
 
 // Host gives the place on the host of a path below /nix. The path must have been resolved.
-func (v View) Host(inContainer string) string {
-	return string(v) + strings.TrimPrefix(inContainer, "/nix")
+func (v View) Host(inContainer string) string { return node.Path(inContainer) }
+
+// shows says whether the path is there in the container: a folder above the store paths, or in one of the closure.
+func (v View) shows(inContainer string) bool {
+	if inContainer == "/nix" || inContainer == "/nix/store" {
+		return true
+	}
+	below, found := strings.CutPrefix(inContainer, "/nix/store/")
+	name, _, _ := strings.Cut(below, "/")
+	return found && v.closure[name]
 }
 
 // Resolve follows the symlinks of a path below /nix as the container would, without ever leaving the view, and says
-// what is there. Packages may hold any symlink; one that leads out of /nix is an error.
+// what is there. Packages may hold any symlink; one that leads out of the closure is an error.
 func (v View) Resolve(inContainer string) (string, os.FileInfo, error) {
 	resolved, rest := "/", strings.Split(strings.TrimPrefix(inContainer, "/"), "/")
 	var info os.FileInfo
 	for links := 0; len(rest) > 0; {
 		next := path.Join(resolved, rest[0])
 		rest = rest[1:]
-		if next != "/nix" && !strings.HasPrefix(next, "/nix/") {
-			return "", nil, fmt.Errorf("%s leads out of /nix", inContainer)
+		if !v.shows(next) {
+			return "", nil, fmt.Errorf("%s leads to %s, which is not in the closure", inContainer, next)
 		}
 		var err error
 		if info, err = os.Lstat(v.Host(next)); err != nil {

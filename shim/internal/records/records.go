@@ -55,7 +55,6 @@ type Resolution struct {
 	Mode        string `json:"mode"`
 	System      string `json:"system"`     // x86_64-linux
 	StorePath   string `json:"store_path"` // of the built environment
-	View        string `json:"view"`       // the folder that containers see as /nix
 }
 
 // Check says what is wrong with a resolution; a right one is safe to build paths from.
@@ -66,8 +65,7 @@ func (r Resolution) Check() error {
 		check(len(r.Commit) == 40 && consistsOf(r.Commit, "0123456789abcdef"), "commit"),
 		check(r.Mode == "run" || r.Mode == "dev", "mode"),
 		check(validSystem(r.System), "system"),
-		check(validStorePath(r.StorePath), "store_path"),
-		check(validBelow(r.View, "/nix/var/flox-node/views/"), "view"),
+		check(ValidStorePath(r.StorePath), "store_path"),
 	)
 }
 
@@ -158,7 +156,7 @@ func (c Container) Check() error {
 		checkPod(c.Namespace, c.Pod, c.SandboxID),
 		check(c.Name != "", "name"),
 		check(filepath.IsAbs(c.Bundle), "bundle"),
-		check(validStorePath(c.StorePath), "store_path"),
+		check(ValidStorePath(c.StorePath), "store_path"),
 		check(c.EnvironmentInExec != nil, "environment_in_exec"),
 	)
 }
@@ -227,19 +225,14 @@ func validSystem(system string) bool {
 	return found && architecture != "" && consistsOf(architecture, "abcdefghijklmnopqrstuvwxyz0123456789_")
 }
 
-// validStorePath is ^/nix/store/<32 characters of Nix' base 32>-<name>$.
-func validStorePath(path string) bool {
+// ValidStorePath says whether the text is exactly one store path: ^/nix/store/<32 characters of Nix' base 32>-<name>$.
+func ValidStorePath(path string) bool {
 	base, found := strings.CutPrefix(path, "/nix/store/")
 	if !found || len(base) < 34 || len(base) > 244 || base[32] != '-' {
 		return false
 	}
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	return consistsOf(base[:32], "0123456789abcdfghijklmnpqrsvwxyz") && consistsOf(base[33:], letters+"0123456789+._?=-")
-}
-
-func validBelow(path, folder string) bool {
-	base, found := strings.CutPrefix(path, folder)
-	return found && pod.ValidID(base)
 }
 
 func consistsOf(text, alphabet string) bool {

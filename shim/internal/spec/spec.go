@@ -40,6 +40,7 @@ type Config struct {
 	Annotations map[string]string
 	Root        string // root.path as written: absolute, or relative to the bundle
 	Mounts      []Mount
+	MountLabel  string // of SELinux, for what is mounted for the container; "" without SELinux
 	Process     *Process
 
 	file   file
@@ -75,14 +76,17 @@ func (c *Config) decode(data []byte) error {
 	var root struct {
 		Path string `json:"path"`
 	}
+	var linux struct {
+		MountLabel string `json:"mountLabel"`
+	}
 	for name, into := range map[string]any{
-		"annotations": &c.Annotations, "mounts": &c.mounts, "root": &root,
+		"annotations": &c.Annotations, "mounts": &c.mounts, "root": &root, "linux": &linux,
 	} {
 		if err := c.fields.get(name, into); err != nil {
 			return err
 		}
 	}
-	c.Root = root.Path
+	c.Root, c.MountLabel = root.Path, linux.MountLabel
 	for _, raw := range c.mounts {
 		var mount Mount
 		if err := json.Unmarshal(raw, &mount); err != nil {
@@ -102,6 +106,37 @@ func (c *Config) AddMount(mount Mount) error {
 	}
 	c.Mounts, c.mounts = append(c.Mounts, mount), append(c.mounts, raw)
 	return nil
+}
+
+// Hook is a program that the runtime calls while it creates the container.
+type Hook struct {
+	Path    string   `json:"path"`
+	Args    []string `json:"args"`    // the first one is the program's name
+	Timeout int      `json:"timeout"` // seconds
+}
+
+// AddHook appends a hook to those that the runtime calls, on the host, once the container's mounts are made and before
+// its root is entered.
+func (c *Config) AddHook(hook Hook) error {
+	var hooks object
+	if err := c.fields.get("hooks", &hooks); err != nil {
+		return err
+	}
+	if hooks == nil {
+		hooks = object{}
+	}
+	var called []json.RawMessage
+	if err := hooks.get("createRuntime", &called); err != nil {
+		return fmt.Errorf("hooks: %w", err)
+	}
+	raw, err := marshal(hook)
+	if err != nil {
+		return err
+	}
+	if err := hooks.set("createRuntime", append(called, raw)); err != nil {
+		return err
+	}
+	return c.fields.set("hooks", hooks)
 }
 
 // Write replaces config.json with the edited form, keeping mode and owner.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -152,4 +153,34 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("%+v became %+v", config, again)
 		}
 	})
+}
+
+func TestAHookIsAddedToThoseThatAreThere(t *testing.T) {
+	for _, hooks := range []string{``, `,"hooks":null`, `,"hooks":{}`, `,"hooks":{"prestart":[{"path":"/p"}],"createRuntime":[{"path":"/c","x":1}]}`} {
+		config := &Config{}
+		if err := config.decode([]byte(`{"process":{"args":["x"]},"linux":{"mountLabel":"a:b"}` + hooks + `}`)); err != nil {
+			t.Fatal(err)
+		}
+		if err := config.AddHook(Hook{Path: "/ours", Args: []string{"ours", ""}, Timeout: 3}); err != nil {
+			t.Fatal(err)
+		}
+		data, err := config.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		const ours = `{"path":"/ours","args":["ours",""],"timeout":3}]`
+		if config.MountLabel != "a:b" || !strings.Contains(string(data), ours) {
+			t.Errorf("%s", data)
+		}
+		if strings.Contains(hooks, "prestart") && !strings.Contains(string(data), `"createRuntime":[{"path":"/c","x":1},`+ours) {
+			t.Errorf("%s", data)
+		}
+	}
+	config := &Config{}
+	if err := config.decode([]byte(`{"process":{},"hooks":[]}`)); err != nil {
+		t.Fatal(err)
+	}
+	if config.AddHook(Hook{}) == nil {
+		t.Error("hooks that are no object")
+	}
 }

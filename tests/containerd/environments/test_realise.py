@@ -33,25 +33,33 @@ def fetches(hub: Hub) -> int:
     return sum(1 for method, path, _ in list(hub.requests) if method == "POST" and path.endswith("git-upload-pack"))
 
 
-def in_view(node: StoreNode, view: str, *command: str) -> str:
-    """Run a command where only a view is /nix, as in a container."""
-    folder = node.real("/tmp/container")
-    (folder / "nix").mkdir(parents=True, exist_ok=True)
-    script = 'mount --bind "$0" "$1/nix" && root=$1 && shift && exec chroot "$root" "$@"'
+def in_container(node: StoreNode, store_path: str, *command: str) -> str:
+    """Run a command where only the closure is below /nix, as in a container."""
+    (node.real("/tmp/container") / "nix").mkdir(parents=True, exist_ok=True)
+    script = 'for path in $0; do mkdir -p "$1$path" && mount --bind "$path" "$1$path"; done; '
+    script += 'root=$1 && shift && exec chroot "$root" "$@"'
     busybox = f"{node.busybox}/bin/busybox"
+    for applet in ("mkdir", "mount", "chroot"):
+        script = script.replace(f"{applet} ", f"{busybox} {applet} ")
     return node.run(
-        busybox, "sh", "-c", script.replace("mount ", f"{busybox} mount ").replace("chroot ", f"{busybox} chroot "),
-        view, "/tmp/container", *command, env={"FLOX_ENV_CACHE": "/tmp"},
+        busybox, "sh", "-c", script, " ".join(closure(node, store_path)), "/tmp/container", *command,
+        env={"FLOX_ENV_CACHE": "/tmp"},
     )  # fmt: skip
 
 
-def test_an_environments_command_runs_from_its_view_alone(node: StoreNode) -> None:
+def closure(node: StoreNode, store_path: str) -> list[str]:
+    """What the shim shows a container."""
+    listed = node.real(f"{store_path}/requisites.txt").read_text().split()
+    return sorted({store_path, *listed})
+
+
+def test_an_environments_command_runs_from_its_closure_alone(node: StoreNode) -> None:
     made = resolution(node.realise("demo/hello"))
     assert made["generation"] == 1
     assert made["environment"] == "demo/hello"
-    greeting = in_view(
+    greeting = in_container(
         node,
-        made["view"],
+        made["store_path"],
         f"{made['store_path']}/activate",
         "--env",
         made["store_path"],
@@ -63,12 +71,11 @@ def test_an_environments_command_runs_from_its_view_alone(node: StoreNode) -> No
     assert greeting == "Hello, world!\n"
 
 
-def test_a_view_holds_the_closure_that_nix_knows_and_no_other_path(node: StoreNode) -> None:
+def test_a_container_is_shown_the_closure_that_nix_knows_and_no_other_path(node: StoreNode) -> None:
     made = resolution(node.realise("demo/hello"))
-    closure = node.run(node.nix_store, "--query", "--requisites", made["store_path"]).split()
-    seen = os.listdir(node.real(f"{made['view']}/store"))
-    assert sorted(f"/nix/store/{name}" for name in seen) == sorted(closure)
-    assert len(os.listdir(node.real("/nix/store"))) > len(seen)
+    known = node.run(node.nix_store, "--query", "--requisites", made["store_path"]).split()
+    assert closure(node, made["store_path"]) == sorted(known)
+    assert len(os.listdir(node.real("/nix/store"))) > len(known)
 
 
 def test_a_second_pod_is_answered_from_the_index_but_the_hub_is_asked_again(node: StoreNode, hub: Hub) -> None:
@@ -94,7 +101,7 @@ def test_a_push_and_a_switch_are_followed_and_a_pinned_generation_is_not_moved(
 ) -> None:
     first = resolution(node.realise("demo/hello"))
     pinned = resolution(node.realise("demo/hello", generation=1))
-    assert (pinned["store_path"], pinned["view"]) == (first["store_path"], first["view"])
+    assert pinned["store_path"] == first["store_path"]
     data.publish("demo", "hello", lockfile([store_path_package("hello", node.hello)], variables={"NEW": "yes"}))
     second = resolution(node.realise("demo/hello"))
     assert second["generation"] == 2
@@ -165,7 +172,7 @@ def test_packages_of_the_catalog_come_from_the_policys_caches_if_a_trusted_key_s
     node.policy(hub.git_url, nix={"substituters": [hub.cache_url], "trusted_public_keys": [known.public_key]})
     made = resolution(node.realise("demo/cached"))
     assert node.real(node.hello).is_dir()
-    assert os.path.basename(node.hello) in os.listdir(node.real(f"{made['view']}/store"))
+    assert node.hello in closure(node, made["store_path"])
 
 
 def test_what_is_not_supported_is_refused_before_anything_is_built(node: StoreNode, hub: Hub, data: HubData) -> None:
@@ -278,7 +285,8 @@ def test_a_realisation_that_was_killed_is_finished_by_the_next(node: StoreNode, 
     process.kill()
     process.communicate()
     made = resolution(node.realise("demo/hello"))
-    assert os.listdir(node.real("/nix/var/flox-node/views")) == [os.path.basename(made["view"])]
+    roots = os.listdir(node.real("/nix/var/nix/gcroots/flox-node"))
+    assert [name for name in roots if name.startswith("env-")] == [f"env-{made['store_path'][11:43]}"]
     wait_for(lambda: not processes_of(node))
     assert node.pulls() == []
     node.run(node.nix_store, "--verify", "--check-contents")

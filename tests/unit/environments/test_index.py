@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from flox_node.environments import index, locks, roots, views
+from flox_node.environments import index, locks, roots
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import DeadlineError
 from flox_node.environments.index import Question, Resolution
@@ -35,12 +35,11 @@ def paths(tmp_path: Path) -> Paths:
     paths = Paths(str(tmp_path))
     os.makedirs(paths.on_disk(STORE_PATH))
     roots.add(KEY, STORE_PATH, paths)
-    views.make(KEY, (STORE_PATH,), paths)
     return paths
 
 
 def answer(asked: Question, paths: Paths) -> Resolution:
-    return Resolution("demo/hello", 3, asked.commit, asked.mode, asked.system, STORE_PATH, paths.view(KEY))
+    return Resolution("demo/hello", 3, asked.commit, asked.mode, asked.system, STORE_PATH)
 
 
 def entry(paths: Paths) -> Path:
@@ -86,12 +85,8 @@ def test_a_damaged_entry_is_as_good_as_none(paths: Paths, content: str) -> None:
     assert index.lookup(question(), paths) is None
 
 
-def test_an_entry_whose_root_view_or_path_is_gone_is_as_good_as_none(paths: Paths) -> None:
+def test_an_entry_whose_root_or_path_is_gone_is_as_good_as_none(paths: Paths) -> None:
     index.record(question(), answer(question(), paths), paths)
-    views.remove(KEY, paths)
-    assert index.lookup(question(), paths) is None
-    views.make(KEY, (STORE_PATH,), paths)
-    assert index.lookup(question(), paths) is not None
     os.unlink(f"{paths.gc_roots}/env-{KEY}")
     assert index.lookup(question(), paths) is None
     roots.add(KEY, STORE_PATH, paths)
@@ -101,7 +96,7 @@ def test_an_entry_whose_root_view_or_path_is_gone_is_as_good_as_none(paths: Path
 
 def test_an_entry_that_leads_out_of_the_store_is_ignored(paths: Paths) -> None:
     index.record(question(), answer(question(), paths), paths)
-    forged = json.loads(entry(paths).read_text()) | {"store_path": "/etc", "view": "/etc"}
+    forged = json.loads(entry(paths).read_text()) | {"store_path": "/etc"}
     entry(paths).write_text(json.dumps(forged))
     assert index.lookup(question(), paths) is None
 

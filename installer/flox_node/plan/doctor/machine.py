@@ -57,7 +57,7 @@ def decide_bytes(spaces: list[Space]) -> Verdict:
 
 
 def decide_inodes(spaces: list[Space]) -> Verdict:
-    """A store is many small files, and views are hard links with folders of their own."""
+    """A store is many small files."""
     causes = [
         f"{each.folder}: {each.free_inodes} inodes free"
         for each in spaces
