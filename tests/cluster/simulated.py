@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from flox_node.agent import exchange
-from flox_node.agent.exchange import Granted, NodeState, Phase
+from flox_node.agent.exchange import Granted, NodeState
 from flox_node.agent.report import Reporter
 from flox_node.errors import FloxNodeError
 from flox_node.kube.api import Object
@@ -86,14 +86,14 @@ def install(api: Impersonated, node: str, folder: Path, run: Run) -> None:
     own, other = folder / "reporter", folder / "node"
     own.mkdir(parents=True)
     other.mkdir()
-    waiting = NodeState(Phase.WAITING, Reason.WAITING, "waiting", slot=node, target="payload", share="10%")
+    waiting = NodeState(Reason.WAITING, "waiting", slot=node, target="payload", share="10%")
     exchange.write(other, "state.json", waiting)
 
     def work() -> None:
         while exchange.read(own, "slot.json", Granted) != Granted(node):
             time.sleep(0.3)
         run.work(node)
-        live = NodeState(Phase.CONVERGED, Reason.INSTALLED, "live", live=True, target="payload", share="10%")
+        live = NodeState(Reason.INSTALLED, "live", live=True, target="payload", share="10%")
         exchange.write(other, "state.json", live)
 
     threading.Thread(target=work, daemon=True).start()

@@ -41,9 +41,9 @@ def _run(arguments: list[str]) -> int:
 
             return reporter.serve()
         case ["look", root, payload, folder]:
+            from flox_node import settings
             from flox_node.agent import observe
             from flox_node.host import Host
-            from flox_node.kube import settings
             from flox_node.payload import open_payload
 
             seen = observe.look(Host.at(root), open_payload(Path(payload)), settings.load(Path(folder)))

@@ -42,7 +42,9 @@ def run(argv: Sequence[str], timeout: float) -> Ended:
 
     After `timeout` seconds it is ended; what it leaves half done on the node undoes itself.
     """
-    ended = run_group([sys.executable, "-m", *argv], env=os.environ, timeout=timeout, limit=_OUTPUT_LIMIT)
+    # In the pod the ConfigMap is all that is chosen: a look and a run must come to the same.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FLOX_NODE_")}
+    ended = run_group([sys.executable, "-m", *argv], env=environment, timeout=timeout, limit=_OUTPUT_LIMIT)
     sys.stderr.write(ended.stderr.decode(errors="replace"))
     sys.stderr.flush()
     if ended.timed_out:

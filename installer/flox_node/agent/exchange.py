@@ -13,11 +13,10 @@ import json
 import os
 import stat
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flox_node.kube.names import Happening, Reason
+from flox_node.kube.names import Happening, Phase, Reason
 
 NODE = Path("/exchange/node")
 """Written by `node`: state.json."""
@@ -26,23 +25,6 @@ REPORTER = Path("/exchange/reporter")
 _LIMIT = 1 << 16
 
 T = TypeVar("T")
-
-
-class Phase(StrEnum):
-    """Where a node stands. `settled` ones need nothing more to happen."""
-
-    LOOKING = "looking"
-    WAITING = "waiting"
-    WORKING = "working"
-    FAILED = "failed"
-    CONVERGED = "converged"
-    REFUSED = "refused"
-    UNINSTALLED = "uninstalled"
-
-    @property
-    def settled(self) -> bool:
-        """Whether the node is what it was meant to be, or finally is not: what the pod's readiness means."""
-        return self in (Phase.CONVERGED, Phase.REFUSED, Phase.UNINSTALLED)
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,6 @@ class NodeState:
     have registered the node anew.
     """
 
-    phase: Phase = Phase.LOOKING
     reason: Reason = Reason.INSTALLING
     message: str = ""
     live: bool = False
@@ -80,9 +61,14 @@ class NodeState:
     event: Event | None = None
 
     @property
+    def phase(self) -> Phase:
+        """Where the node stands."""
+        return self.reason.phase
+
+    @property
     def digest(self) -> str:
         """It is the same for two states that need no report in between."""
-        told = (self.phase, self.reason, self.message, self.live, self.identity, self.versions, self.event)
+        told = (self.reason, self.message, self.live, self.identity, self.versions, self.event)
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
     @classmethod
@@ -90,7 +76,6 @@ class NodeState:
         """Parse state.json; ValueError, TypeError or KeyError where it is none."""
         event = body.get("event")
         return cls(
-            phase=Phase(body["phase"]),
             reason=Reason(body["reason"]),
             live=body["live"] is True,
             versions={str(name): str(value) for name, value in dict(body["versions"]).items()},

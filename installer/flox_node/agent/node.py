@@ -17,16 +17,16 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flox_node import settings
 from flox_node.agent import exchange, outcomes
 from flox_node.agent.children import Ended, Run, run
-from flox_node.agent.exchange import Event, Granted, NodeState, Phase
+from flox_node.agent.exchange import Event, Granted, NodeState
 from flox_node.agent.seen import Seen
 from flox_node.agent.serve import Health
 from flox_node.errors import UsageError
 from flox_node.host.files import HostFiles
 from flox_node.host.watch import FolderWatch, fingerprint
-from flox_node.kube import settings
-from flox_node.kube.names import Happening, Reason
+from flox_node.kube.names import Happening, Phase, Reason
 
 _TICK_S = 10.0  # between two looks at fingerprints: a system call for each of some thirty paths
 _SETTLE_S = 1.0  # a writer that we noticed may not be done yet
@@ -73,9 +73,9 @@ class NodeAgent:
         self._failures = 0
         self._collected_at = -_COLLECT_EVERY_S
         self.counters = Counters()
-        self.settings = settings.Settings()
+        self._digest, self._share = "", "1"
         self.state = exchange.read(own, "state.json", NodeState) or NodeState()
-        self.state = dataclasses.replace(self.state, phase=Phase.LOOKING, slot="")
+        self.state = dataclasses.replace(self.state, reason=Reason.INSTALLING, slot="")  # until it was looked at
 
     @property
     def seen(self) -> Seen:
@@ -84,15 +84,18 @@ class NodeAgent:
 
     def converge(self) -> float:
         """One pass. Returns after how many seconds the next one is due if nothing is noticed before."""
-        try:
-            self.settings = settings.load(self._settings_folder)
-        except UsageError as error:
-            self.settings = dataclasses.replace(self.settings, digest=error.cause)  # until they are others
-            self._publish(Phase.FAILED, Reason.INVALID_SETTINGS, f"{error.cause} {error.remedy}")
-            return _REVIEW_S
+        self._digest = settings.digest(self._settings_folder)
         if self._mode == "uninstall":
             return self._uninstall()
+        try:
+            self._share = settings.load(self._settings_folder).share
+        except UsageError as error:
+            return self._failed(Ended(error.exit_code, error.as_dict()))  # until they are others
         return self._install()
+
+    def has_other_settings(self) -> bool:
+        """Whether the settings are others than in the last pass."""
+        return settings.digest(self._settings_folder) != self._digest
 
     def changed(self) -> bool:
         """Whether a fingerprint is another one than after the last look, and which paths that were."""
@@ -128,9 +131,9 @@ class NodeAgent:
             self.counters.drifts += 1
         if seen.restart and not self._may_restart(seen):
             return _REVIEW_S  # the grant is noticed
-        self._publish(Phase.WORKING, Reason.INSTALLING, f"{seen.reason}.", slot=self.state.slot)
+        self._publish(Reason.INSTALLING, f"{seen.reason}.", slot=self.state.slot)
         before = seen.gauges.get("store_bytes", 0.0)
-        ended = self._flox_node(*self._words())
+        ended = self._flox_node("install", "--payload", str(self._payload), "--settings", str(self._settings_folder))
         self._count(ended)
         if ended.code:
             return self._failed(ended)
@@ -143,8 +146,8 @@ class NodeAgent:
         return self._converged(happening)
 
     def _uninstall(self) -> float:
-        self._publish(Phase.WORKING, Reason.UNINSTALLING, "The node is being put back as it was.")
-        ended = self._flox_node("uninstall", *(["--purge"] if self.settings.purge else []))
+        self._publish(Reason.UNINSTALLING, "The node is being put back as it was.")
+        ended = self._flox_node("uninstall", *(["--purge"] if settings.wants_purge(self._settings_folder) else []))
         if ended.code:
             return self._failed(ended)
         kept = [step["reason"] for step in ended.body.get("steps", ()) if step["outcome"] == "kept"]
@@ -154,7 +157,7 @@ class NodeAgent:
         self._seen = Seen()
         event = Happening.UNINSTALLED if ended.body.get("changed") else None
         text = "The node is as it was before flox-node."
-        self._publish(Phase.UNINSTALLED, Reason.UNINSTALLED, text, happening=event)
+        self._publish(Reason.UNINSTALLED, text, happening=event)
         return _REVIEW_S
 
     def _look(self) -> float | None:
@@ -174,20 +177,8 @@ class NodeAgent:
         if self.state.slot and granted is not None and granted.slot == self.state.slot:
             return True
         slot = self.state.slot or uuid.uuid4().hex
-        self._publish(
-            Phase.WAITING, Reason.WAITING, f"Waiting for a slot to restart containerd: {seen.reason}.", slot=slot
-        )
+        self._publish(Reason.WAITING, f"Waiting for a slot to restart containerd: {seen.reason}.", slot=slot)
         return False
-
-    def _words(self) -> list[str]:
-        chosen = self.settings
-        words = ["install", "--payload", str(self._payload), "--restarts-per-hour", str(chosen.restarts_per_hour)]
-        words += ["--adopt"] if chosen.adopt else []
-        words += ["--platform", chosen.platform] if chosen.platform else []
-        words += ["--nix-dir", chosen.nix_dir] if chosen.nix_dir else []
-        words += ["--policy", str(chosen.policy)] if chosen.policy else []
-        words += ["--deadline", str(chosen.deadline_s)] if chosen.deadline_s else []
-        return words
 
     def _flox_node(self, *words: str) -> Ended:
         return self._run(["flox_node", *words, "--host-root", self._root, "--json"], _WORK_TIMEOUT_S)
@@ -205,14 +196,14 @@ class NodeAgent:
         if not self._seen.live:  # an install ends with the handler live; a look a moment later may not see it
             return self._failed(Ended(9, {"error": "outside", "cause": "containerd does not serve the handler flox."}))
         text = f"containerd serves the handler flox (payload {self._seen.payload})."
-        self._publish(Phase.CONVERGED, Reason.INSTALLED, text, happening=happening)
+        self._publish(Reason.INSTALLED, text, happening=happening)
         return _REVIEW_S
 
     def _failed(self, ended: Ended) -> float:
         told = outcomes.of(ended)
         self._failures += 1
         self.counters.failures[told.reason] = self.counters.failures.get(told.reason, 0) + 1
-        self._publish(told.phase, told.reason, ended.message, happening=told.happening)
+        self._publish(told.reason, ended.message, happening=told.happening)
         return told.retry_after(self._failures)
 
     def _count(self, ended: Ended) -> None:
@@ -225,9 +216,7 @@ class NodeAgent:
                 self.counters.phases[kind] = step["seconds"]
                 self.counters.restarts += any(note.startswith("restarted") for note in step["steps"])
 
-    def _publish(
-        self, phase: Phase, reason: Reason, message: str, *, slot: str = "", happening: Happening | None = None
-    ) -> None:
+    def _publish(self, reason: Reason, message: str, *, slot: str = "", happening: Happening | None = None) -> None:
         message = message if len(message) <= _MESSAGE_LIMIT else f"{message[: _MESSAGE_LIMIT - 3]}..."
         event = self.state.event
         if happening is not None:
@@ -235,20 +224,19 @@ class NodeAgent:
             is_known = event is not None and (event.reason, event.message) == (happening, message)
             event = event if is_known and new.is_warning else new  # each try fails in the same way: told once
         state = NodeState(
-            phase=phase,
             reason=reason,
             message=message,
             live=self._seen.live,
             slot=slot,
             target=self._seen.payload,
-            share=self.settings.share,
+            share=self._share,
             identity=self._seen.identity,
             platform=self._seen.platform,
             versions=self._seen.versions,
             event=event,
         )
         if state != self.state:
-            say(f"{phase}: {reason}: {message}")
+            say(f"{state.phase}: {reason}: {message}")
         self.state = state
         exchange.write(self._own, "state.json", state)
 
@@ -279,11 +267,7 @@ def _is_due(agent: NodeAgent, configuration: FolderWatch, grants: FolderWatch, d
     noticed, _, _ = select.select(
         [configuration.fileno(), grants.fileno(), wake], [], [], min(_TICK_S, max(0.0, due - time.monotonic()))
     )
-    if (
-        time.monotonic() >= due
-        or (agent.state.slot and grants.fileno() in noticed)
-        or _settings_digest() != agent.settings.digest
-    ):
+    if time.monotonic() >= due or (agent.state.slot and grants.fileno() in noticed) or agent.has_other_settings():
         return True
     grants.drain()
     if configuration.fileno() in noticed:
@@ -293,13 +277,6 @@ def _is_due(agent: NodeAgent, configuration: FolderWatch, grants: FolderWatch, d
     changed = agent.changed() or configuration.fileno() in noticed
     # A failure waits its time out: what a rollback wrote looks like a change, too.
     return changed and agent.state.phase is not Phase.FAILED
-
-
-def _settings_digest() -> str:
-    try:
-        return settings.load().digest
-    except UsageError as error:
-        return error.cause
 
 
 def _metrics(agent: NodeAgent) -> bytes:

@@ -12,11 +12,10 @@ from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.host.watch import fingerprint
-from flox_node.kube.settings import Settings
 from flox_node.payload import Payload
 from flox_node.plan import NodeStatus, Outcome, preview, runs, status, store, watched
-from flox_node.plan import Settings as PlanSettings
 from flox_node.plan.planner import HANDLER
+from flox_node.settings import Settings
 
 
 def look(host: Host, payload: Payload, settings: Settings) -> Seen:
@@ -24,13 +23,12 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
     watch = watched.find(host)
     # Before everything else: what changes while we look is noticed later.
     fingerprints = {path: list(fingerprint(host.files, path)) for path in watch.paths}
-    wanted = plan_settings(settings)
     found: NodeStatus | None = None
     needed: list[runs.StepResult] = []
     error = None
     try:
-        found = status(host, wanted)
-        needed = [step for step in preview(host, payload, wanted).steps if step.outcome is Outcome.NEEDED]
+        found = status(host, settings)
+        needed = [step for step in preview(host, payload, settings).steps if step.outcome is Outcome.NEEDED]
     except FloxNodeError as failure:
         error = failure.as_dict()
     manifest = payload.manifest
@@ -55,19 +53,7 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
         error=error,
         folders=watch.folders,
         paths=fingerprints,
-        gauges=_gauges(host, wanted),
-    )
-
-
-def plan_settings(settings: Settings) -> PlanSettings:
-    """The settings of the ConfigMap as a run takes them."""
-    return PlanSettings(
-        adopt=settings.adopt,
-        platform=settings.platform or None,
-        deadline_s=settings.deadline_s or None,
-        restarts_per_hour=settings.restarts_per_hour,
-        nix_dir=settings.nix_dir or None,
-        policy=settings.policy.read_text() if settings.policy else None,
+        gauges=_gauges(host, settings),
     )
 
 
@@ -76,9 +62,9 @@ def show(seen: Seen) -> str:
     return json.dumps(dataclasses.asdict(seen))
 
 
-def _gauges(host: Host, wanted: PlanSettings) -> dict[str, float]:
+def _gauges(host: Host, settings: Settings) -> dict[str, float]:
     gauges = store.gauges(host)
     with contextlib.suppress(FloxNodeError):  # containerd is down: other metrics say so
-        sandboxes = daemon.cri(host, daemon.cri_socket(host, wanted.socket)).sandboxes()
+        sandboxes = daemon.cri(host, daemon.cri_socket(host, settings.socket)).sandboxes()
         gauges["sandboxes"] = sum(sandbox.ready and sandbox.handler == HANDLER for sandbox in sandboxes)
     return gauges

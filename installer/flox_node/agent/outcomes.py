@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flox_node.agent.children import Ended
-from flox_node.agent.exchange import Phase
 from flox_node.kube.names import Happening, Reason
 
 _LONGEST_S = 3600.0
@@ -15,7 +14,6 @@ _LONGEST_S = 3600.0
 class Outcome:
     """How a failure is told. The next try comes after `first_s` seconds, doubled with each further failure."""
 
-    phase: Phase
     reason: Reason
     first_s: float
     happening: Happening | None = None
@@ -27,17 +25,17 @@ class Outcome:
 
 _OUTCOMES = {
     # A refusal is final: the node is not touched, and only another node or other settings change that.
-    "refused": Outcome(Phase.REFUSED, Reason.REFUSED, _LONGEST_S, Happening.REFUSED),
+    "refused": Outcome(Reason.REFUSED, _LONGEST_S, Happening.REFUSED),
     # Each try restarts containerd twice: it is worth one only now and then.
-    "rolled-back": Outcome(Phase.FAILED, Reason.ROLLED_BACK, 600.0, Happening.ROLLED_BACK),
-    "restart-budget": Outcome(Phase.FAILED, Reason.BUDGET_SPENT, 300.0, Happening.FAILED),
-    "busy": Outcome(Phase.FAILED, Reason.BUSY, 15.0),
-    "in-use": Outcome(Phase.FAILED, Reason.IN_USE, 15.0),
-    "corrupt": Outcome(Phase.FAILED, Reason.CORRUPT, 300.0, Happening.FAILED),
-    "outside": Outcome(Phase.FAILED, Reason.FAILED, 15.0, Happening.FAILED),
-    "usage": Outcome(Phase.FAILED, Reason.INVALID_SETTINGS, 300.0),
+    "rolled-back": Outcome(Reason.ROLLED_BACK, 600.0, Happening.ROLLED_BACK),
+    "restart-budget": Outcome(Reason.BUDGET_SPENT, 300.0, Happening.FAILED),
+    "busy": Outcome(Reason.BUSY, 15.0),
+    "in-use": Outcome(Reason.IN_USE, 15.0),
+    "corrupt": Outcome(Reason.CORRUPT, 300.0, Happening.FAILED),
+    "outside": Outcome(Reason.FAILED, 15.0, Happening.FAILED),
+    "usage": Outcome(Reason.INVALID_SETTINGS, 300.0),
 }
-_BUG = Outcome(Phase.FAILED, Reason.BUG, 300.0, Happening.FAILED)
+_BUG = Outcome(Reason.BUG, 300.0, Happening.FAILED)
 
 
 def of(ended: Ended) -> Outcome:

@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flox_node.agent import exchange
-from flox_node.agent.exchange import Event, Granted, NodeState, Phase, Reported
+from flox_node.agent.exchange import Event, Granted, NodeState, Reported
 from flox_node.errors import OutsideError
 from flox_node.kube import events, node
 from flox_node.kube.api import JSON_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
-from flox_node.kube.names import NAME, Reason
-from flox_node.kube.settings import Settings
+from flox_node.kube.names import NAME, Phase, Reason
 from flox_node.kube.slots import Slot, Slots
+from flox_node.settings import slots
 
 _POLL_S = 0.3
 _TRIES = 4
@@ -125,7 +125,7 @@ class Reporter:
     def _share(self, state: NodeState) -> int:
         path = f"/apis/apps/v1/namespaces/{self._namespace}/daemonsets/{NAME}"
         wanted = self._api.request("GET", path).get("status", {}).get("desiredNumberScheduled")
-        return Settings(share=state.share).slots(int(wanted or 1))
+        return slots(state.share, int(wanted or 1))
 
     def _settled_node(self, state: NodeState) -> Object:
         """The Node; where the kubelet reports handlers, it gets the time to report ours."""

@@ -35,8 +35,8 @@ def doctor(
     Writes nothing but probe files, which it removes. A node without flox-node can be examined, too.
     """
     from flox_node.host import Host
-    from flox_node.plan import Settings
     from flox_node.plan.doctor import examine
+    from flox_node.settings import Settings
 
     return told(examine(Host.at(host_root), Settings(socket), deep=deep), everything=everything)
 
@@ -51,8 +51,8 @@ def collect(
     Tokens, registry credentials and the values of environment variables are left out; read it before you pass it on.
     """
     from flox_node.host import Host
-    from flox_node.plan import Settings
     from flox_node.plan.bundle import collect as pack
+    from flox_node.settings import Settings
 
     return written(pack(Host.at(host_root), Settings(socket)), output)
 

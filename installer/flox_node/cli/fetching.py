@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SOURCES = (
     "A folder, a .tar.zst or .tar.gz, https://..., or oci://REGISTRY/NAME@sha256:...; @FILE: what that file holds."
 )
-PayloadSource = Annotated[str, typer.Option("--payload", help=SOURCES, show_default=False)]
+PayloadSource = Annotated[str, typer.Option("--payload", envvar="FLOX_NODE_PAYLOAD", help=SOURCES, show_default=False)]
 Sha256 = Annotated[str, typer.Option("--sha256", help="What the archive must have; needed for a plain URL.")]
 BearerFile = Annotated[Path | None, typer.Option("--bearer-file", help="A file with the token to fetch with.")]
 BasicFile = Annotated[Path | None, typer.Option("--basic-file", help="A file with user:password to fetch with.")]
@@ -51,13 +52,13 @@ def named(source: str) -> str:
 @contextmanager
 def progress() -> Iterator[Callable[[int, int | None], None]]:
     """Shows on stderr how far a fetch is, in a terminal, from its first bytes on."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
     console = Console(stderr=True)
-    if is_quiet() or not console.is_terminal:
-        yield lambda *_: None
-        return
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None)

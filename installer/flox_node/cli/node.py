@@ -10,71 +10,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flox_node.cli.fetching import BasicFile, BearerFile, Ca, PayloadSource, Sha256, opened
-from flox_node.cli.output import Result, command, read_text, say
+from flox_node.cli.output import Result, command, say
+from flox_node.cli.settings import option, with_settings
+from flox_node.settings import Settings
 
 if TYPE_CHECKING:
     from flox_node.plan import NodeStatus, StepResult
 
 HostRoot = Annotated[
-    Path, typer.Option("--host-root", help="Where the node's root file system is visible ('/host' in a pod).")
-]
-Socket = Annotated[
-    str | None,
+    Path,
     typer.Option(
-        "--socket", help="The kubelet's CRI socket, as the node names it.", show_default="what the kubelet uses"
+        "--host-root",
+        envvar="FLOX_NODE_HOST_ROOT",
+        help="Where the node's root file system is visible ('/host' in a pod).",
     ),
 ]
-PlatformName = Annotated[
-    str | None,
-    typer.Option("--platform", help="What this node is (see docs/reference.md).", show_default="found by its signs"),
-]
-Adopt = Annotated[
-    bool,
-    typer.Option("--adopt", help="Replace a handler `flox` that somebody else registered; uninstall brings it back."),
-]
-Deadline = Annotated[
-    float | None,
-    typer.Option(
-        "--deadline",
-        min=10,
-        help="Seconds after which a restart of containerd that is not confirmed is undone.",
-        show_default="the platform's",
-    ),
-]
-RestartsPerHour = Annotated[
-    int, typer.Option("--restarts-per-hour", min=1, help="Refuse to restart containerd more often than that.")
-]
-NixDir = Annotated[
-    str | None,
-    typer.Option(
-        "--nix-dir", help="Keep the store in this folder of the node and mount it at /nix.", show_default="/nix"
-    ),
-]
-PolicyFile = Annotated[
-    Path | None,
-    typer.Option("--policy", help="A policy.toml to put into force, too.", show_default="the policy stays as it is"),
-]
+Socket = Annotated[str | None, option("socket")]
 DEFAULT_ROOT = Path("/")
 DEFAULT_SOCKET: str | None = None
-_RESTARTS_PER_HOUR = 6
 
 
 def mount(app: typer.Typer) -> None:
     """Add the node's commands to the top level."""
-    command(app, example="flox-node plan --payload flox-node.tar.zst")(plan)
-    command(app, example="flox-node install --payload flox-node.tar.zst")(install)
+    command(app, example="flox-node plan --payload flox-node.tar.zst")(with_settings(plan))
+    command(app, example="flox-node install --payload flox-node.tar.zst")(with_settings(install))
     command(app, example="flox-node status --json")(status)
     command(app, example="flox-node uninstall --purge")(uninstall)
 
 
 def plan(
     payload: PayloadSource,
+    settings: Settings,
     host_root: HostRoot = DEFAULT_ROOT,
-    socket: Socket = DEFAULT_SOCKET,
-    adopt: Adopt = False,
-    platform: PlatformName = None,
-    nix_dir: NixDir = None,
-    policy: PolicyFile = None,
     sha256: Sha256 = "",
     bearer_file: BearerFile = None,
     basic_file: BasicFile = None,
@@ -84,14 +51,10 @@ def plan(
     from flox_node import plan as runs
     from flox_node.host import Host
 
-    host, settings = (
-        Host.at(host_root),
-        runs.Settings(socket, adopt, platform, nix_dir=nix_dir, policy=read_text(policy) if policy else None),
-    )
     with opened(payload, sha256, bearer_file, basic_file, ca) as given:
-        found = runs.preview(host, given, settings)
+        found = runs.preview(Host.at(host_root), given, settings)
     recognised, steps = found.plan.detection, list(found.steps)
-    why = ", ".join(map(str, recognised.signs)) or ("named" if platform else "nothing says otherwise")
+    why = ", ".join(map(str, recognised.signs)) or ("named" if settings.platform else "nothing says otherwise")
     lines = [f"This node: {recognised.platform.title} ({why}).", *map(_planned, steps)]
     if all(step.outcome is runs.Outcome.ALREADY for step in steps):
         lines.append("Nothing to do.")
@@ -100,18 +63,12 @@ def plan(
 
 def install(
     payload: PayloadSource,
+    settings: Settings,
     host_root: HostRoot = DEFAULT_ROOT,
-    socket: Socket = DEFAULT_SOCKET,
-    adopt: Adopt = False,
-    platform: PlatformName = None,
-    deadline: Deadline = None,
-    restarts_per_hour: RestartsPerHour = _RESTARTS_PER_HOUR,
-    nix_dir: NixDir = None,
     repair: Annotated[
         bool,
         typer.Option("--repair", help="Compare every byte and SELinux type of ours; put right what differs."),
     ] = False,
-    policy: PolicyFile = None,
     sha256: Sha256 = "",
     bearer_file: BearerFile = None,
     basic_file: BasicFile = None,
@@ -125,18 +82,9 @@ def install(
     from flox_node import plan as runs
     from flox_node.host import Host
 
-    settings = runs.Settings(
-        socket,
-        adopt,
-        platform,
-        deadline,
-        restarts_per_hour,
-        nix_dir,
-        repair,
-        policy=read_text(policy) if policy else None,
-    )
+    chosen = dataclasses.replace(settings, repair=repair)
     with opened(payload, sha256, bearer_file, basic_file, ca) as given:
-        steps = runs.install(Host.at(host_root), given, settings, _report)
+        steps = runs.install(Host.at(host_root), given, chosen, _report)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     text = "The handler flox is live." if changed else "Nothing to do: the handler flox is live."
     return Result({"changed": changed, "steps": _steps(steps)}, text)
@@ -148,7 +96,7 @@ def status(host_root: HostRoot = DEFAULT_ROOT, socket: Socket = DEFAULT_SOCKET) 
     from flox_node.errors import DriftError
     from flox_node.host import Host
 
-    found = runs.status(Host.at(host_root), runs.Settings(socket))
+    found = runs.status(Host.at(host_root), Settings(socket))
     error = None
     if found.drift:
         error = DriftError("The node is not what its receipt says.")
@@ -169,7 +117,7 @@ def uninstall(
     from flox_node import plan as runs
     from flox_node.host import Host
 
-    steps = runs.uninstall(Host.at(host_root), runs.Settings(socket), _report, purge=purge, force=force)
+    steps = runs.uninstall(Host.at(host_root), Settings(socket), _report, purge=purge, force=force)
     return Result({"changed": bool(steps), "steps": _steps(steps)}, _told_of_uninstall(steps))
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flox_node import settings
 from flox_node.errors import UsageError
-from flox_node.kube import settings
 from flox_node.kube.api import Object
 from flox_node.state import policy_text
 

@@ -29,6 +29,22 @@ VERSION_ANNOTATIONS = {
 PLATFORM_ANNOTATION = "flox.dev/platform"
 
 
+class Phase(StrEnum):
+    """Where a node stands. `settled` ones need nothing more to happen."""
+
+    WAITING = "waiting"
+    WORKING = "working"
+    FAILED = "failed"
+    CONVERGED = "converged"
+    REFUSED = "refused"
+    UNINSTALLED = "uninstalled"
+
+    @property
+    def settled(self) -> bool:
+        """Whether the node is what it was meant to be, or finally is not: what the pod's readiness means."""
+        return self in (Phase.CONVERGED, Phase.REFUSED, Phase.UNINSTALLED)
+
+
 class Reason(StrEnum):
     """The reasons of the condition `FloxRuntimeReady`, and of the events; the list is fixed."""
 
@@ -47,6 +63,21 @@ class Reason(StrEnum):
     UNINSTALLING = "Uninstalling"
     UNINSTALLED = "Uninstalled"
     BUG = "Bug"
+
+    @property
+    def phase(self) -> Phase:
+        """Where a node stands for which this is the reason."""
+        return _PHASES.get(self, Phase.FAILED)
+
+
+_PHASES = {
+    Reason.INSTALLED: Phase.CONVERGED,
+    Reason.WAITING: Phase.WAITING,
+    Reason.INSTALLING: Phase.WORKING,
+    Reason.UNINSTALLING: Phase.WORKING,
+    Reason.REFUSED: Phase.REFUSED,
+    Reason.UNINSTALLED: Phase.UNINSTALLED,
+}
 
 
 class Happening(StrEnum):

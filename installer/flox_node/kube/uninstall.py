@@ -6,8 +6,9 @@ DaemonSet's mode, then the objects once every node is reverted. The DaemonSet is
 
 from __future__ import annotations
 
-import re
+import contextlib
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flox_node.errors import InUseError, OutsideError, RefusedError
@@ -123,10 +124,16 @@ def ask_for_purge(api: Api) -> None:
     api.request("PATCH", path, change, content_type=STRATEGIC_PATCH, query={"fieldManager": NAME})
 
 
-def with_purge(settings: str) -> str:
-    """settings.toml with `purge = true`. Keys of the top level stand before the first table."""
-    lines = [line for line in settings.splitlines(keepends=True) if not re.match(r"\s*purge\s*=", line)]
-    return "".join(["purge = true\n", *lines])
+def with_purge(text: str) -> str:
+    """settings.toml with `purge = true`, and all else as it is. What is no TOML is kept as a comment."""
+    import tomlkit
+
+    with contextlib.suppress(ValueError):
+        document = tomlkit.parse(text)
+        document["purge"] = True
+        if tomllib.loads(changed := document.as_string())["purge"] is True:
+            return changed
+    return "purge = true\n" + "".join(f"# {line}" for line in text.splitlines(keepends=True))
 
 
 def switch(api: Api, seen: Rollout) -> bool:

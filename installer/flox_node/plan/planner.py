@@ -19,7 +19,6 @@ from flox_node.actions import (
 )
 from flox_node.actions.install_units import WANTS
 from flox_node.actions.paths import BIN, PREFIX
-from flox_node.actions.register_handler import RESTARTS_PER_HOUR
 from flox_node.containerd.live import daemon
 from flox_node.containerd.live.daemon import Running
 from flox_node.errors import RefusedError
@@ -27,32 +26,11 @@ from flox_node.host import Host
 from flox_node.payload import Payload
 from flox_node.payload.manifest import EMPTY_IMAGE
 from flox_node.plan.detect import Detection, recognise
+from flox_node.settings import Settings as Settings
 
 HANDLER = "flox"
 SHIM = f"{BIN}/flox-runtime"
 _LINKED = ("flox", "flox-node", "flox-node-realise")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an administrator may choose.
-
-    `socket` is the kubelet's CRI socket and `platform` the name of what this node is: found where None. `adopt`
-    replaces a handler `flox` of somebody else's until the uninstall. A restart that is not confirmed within
-    `deadline_s` seconds (None: the platform's) is undone; an install restarts containerd at most so often an hour.
-    `nix_dir` is the folder that is mounted at /nix; None: what an earlier install mounted there, or /nix itself.
-    `repair` compares every byte of the payload with what is there. `policy` is the text of a policy.toml to put into
-    force; None: the policy stays as it is.
-    """
-
-    socket: str | None = None
-    adopt: bool = False
-    platform: str | None = None
-    deadline_s: float | None = None
-    restarts_per_hour: int = RESTARTS_PER_HOUR
-    nix_dir: str | None = None
-    repair: bool = False
-    policy: str | None = None
 
 
 @dataclass(frozen=True)

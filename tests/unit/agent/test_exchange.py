@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from flox_node.agent import exchange
-from flox_node.agent.exchange import Event, Granted, NodeState, Phase
+from flox_node.agent.exchange import Event, Granted, NodeState
 from flox_node.kube.names import Happening, Reason
 
 STATE = NodeState(
-    Phase.CONVERGED,
     Reason.INSTALLED,
     "live",
     live=True,
@@ -59,9 +58,7 @@ def test_what_cannot_be_understood_says_nothing(tmp_path: Path, data: bytes) -> 
     assert exchange.read(tmp_path, "slot.json", Granted) is None
 
 
-@pytest.mark.parametrize(
-    "change", [{"phase": "dancing"}, {"reason": "Because"}, {"versions": 3}, {"event": {"number": "x"}}]
-)
+@pytest.mark.parametrize("change", [{"reason": "Because"}, {"versions": 3}, {"event": {"number": "x"}}])
 def test_a_state_with_a_word_that_nobody_knows_says_nothing(tmp_path: Path, change: dict[str, object]) -> None:
     import dataclasses
     import json

@@ -10,12 +10,12 @@ import pytest
 
 from flox_node.agent import exchange
 from flox_node.agent.children import Ended
-from flox_node.agent.exchange import Granted, NodeState, Phase
+from flox_node.agent.exchange import Granted, NodeState
 from flox_node.agent.node import NodeAgent
 from flox_node.agent.seen import Seen
 from flox_node.host.files import HostFiles
 from flox_node.host.watch import fingerprint
-from flox_node.kube.names import Happening, Reason
+from flox_node.kube.names import Happening, Phase, Reason
 
 PLACE, REGISTER = "place-payload:new", "register-handler:/etc/containerd/config.toml"
 WELL = Seen(installed=True, live=True, payload="new", identity="boot", versions={"shim": "1"})
@@ -36,6 +36,7 @@ class Node:
         self.own, self.other, self.settings = folder / "node", folder / "reporter", folder / "settings"
         for path in (self.own, self.other, self.settings):
             path.mkdir(exist_ok=True)
+        self.where = ("--host-root", str(folder), "--json")
         self.agent = self.restarted(folder, mode)
 
     def restarted(self, folder: Path, mode: str = "install") -> NodeAgent:
@@ -195,15 +196,37 @@ def test_wrong_settings_change_nothing_and_are_named(node: Node) -> None:
     assert "speed" in node.told.message
 
 
-def test_the_settings_become_the_words_of_the_command(node: Node) -> None:
-    (node.settings / "settings.toml").write_text('platform = "k3s"\nadopt = true\nnix_dir = "/data"\ndeadline_s = 90\n')
-    (node.settings / "policy.toml").write_text("[realise]\nwait_s = 20\n")
+def test_a_run_reads_the_settings_where_the_look_has_read_them(node: Node) -> None:
     node.looks, node.runs = [UPGRADE, WELL], [Ended(0, {"steps": []})]
     node.agent.converge()
-    words = " ".join(node.called[0])
-    assert f"--policy {node.settings}/policy.toml" in words
-    for said in ("--platform k3s", "--adopt", "--nix-dir /data", "--deadline 90", "--restarts-per-hour 6"):
-        assert said in words
+    assert node.called == [
+        [*("flox_node", "install", "--payload", "/payload", "--settings", str(node.settings)), *node.where]
+    ]
+
+
+def test_a_change_of_the_settings_is_noticed_also_from_one_mistake_to_another(node: Node) -> None:
+    node.looks = [WELL]
+    node.agent.converge()
+    assert not node.agent.has_other_settings()
+    for text in ("speed = 3", "height = 4", 'platform = "k3s"'):
+        (node.settings / "settings.toml").write_text(text)
+        assert node.agent.has_other_settings()
+        node.looks = [WELL]
+        node.agent.converge()
+        assert not node.agent.has_other_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "purge"),
+    [("", []), ("purge = true", ["--purge"]), ("purge = true\nspeed = 3", ["--purge"]), ("purge = tru", [])],
+)
+def test_wrong_settings_keep_nobody_from_an_uninstall(tmp_path: Path, text: str, purge: list[str]) -> None:
+    node = Node(tmp_path, "uninstall")
+    (node.settings / "settings.toml").write_text(text)
+    node.runs = [Ended(0, {"changed": True, "steps": []})]
+    node.agent.converge()
+    assert node.called == [["flox_node", "uninstall", *purge, *node.where]]
+    assert node.told.phase is Phase.UNINSTALLED
 
 
 def test_an_uninstall_is_an_own_mode_and_asks_nobody(tmp_path: Path) -> None:

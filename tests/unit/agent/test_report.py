@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from flox_node.agent import exchange, report
-from flox_node.agent.exchange import Event, Granted, NodeState, Phase, Reported
+from flox_node.agent.exchange import Event, Granted, NodeState, Reported
 from flox_node.agent.report import Reporter
 from flox_node.errors import OutsideError
 from flox_node.kube.api import ApiError, Object
 from flox_node.kube.names import ENABLED, Happening, Reason
 
 LIVE = NodeState(
-    Phase.CONVERGED,
     Reason.INSTALLED,
     "live",
     live=True,
@@ -26,7 +25,7 @@ LIVE = NodeState(
     versions={"shim": "1"},
     event=Event(3, Happening.INSTALLED, "live"),
 )
-WAITING = NodeState(Phase.WAITING, Reason.WAITING, "waiting", slot="wish", target="p")
+WAITING = NodeState(Reason.WAITING, "waiting", slot="wish", target="p")
 
 
 class Cluster:
@@ -117,7 +116,7 @@ def test_an_install_is_told_with_few_requests_and_in_this_order(node: Node) -> N
 
 
 def test_the_label_is_set_only_when_the_handler_is_live(node: Node) -> None:
-    failed = NodeState(Phase.FAILED, Reason.ROLLED_BACK, "no", target="p")
+    failed = NodeState(Reason.ROLLED_BACK, "no", target="p")
     node.say(WAITING)
     node.next = [failed]
     node.reporter.run()
@@ -197,9 +196,9 @@ def test_a_reporter_that_is_ended_while_the_node_works_keeps_the_slot_and_else_g
     def end(_: float) -> None:
         raise SystemExit
 
-    for phase, holder in ((Phase.WORKING, "n"), (Phase.WAITING, "")):
+    for reason, holder in ((Reason.INSTALLING, "n"), (Reason.WAITING, "")):
         node.cluster.leases.clear()
-        node.say(NodeState(phase, Reason.INSTALLING, "", slot="wish", target="p"))
+        node.say(NodeState(reason, "", slot="wish", target="p"))
         reporter = Reporter(node.cluster, "n", "flox-node", own=node.own, other=node.other, sleep=end)
         with pytest.raises(SystemExit):
             reporter.run()

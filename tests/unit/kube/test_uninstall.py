@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -195,11 +196,20 @@ def test_purge_is_a_setting_that_the_nodes_read() -> None:
         "# purge = false\nadopt = true\n",
         'adopt = true\n[rollout]\nshare = "3"\n',
         "  purge=true",
+        '"purge" = false\n',
+        "[other]\npurge = 3\n",
+        'text = """\npurge = false\n"""\n',
+        "[purge]\nwell = 1\n",
     ],
 )
 def test_purge_is_set_among_the_other_settings(settings: str) -> None:
     expected = {**tomllib.loads(settings), "purge": True}
     assert tomllib.loads(with_purge(settings)) == expected
+    assert all(line in with_purge(settings) for line in re.findall("#.*", settings))
+
+
+def test_purge_is_set_where_the_settings_cannot_be_read_and_they_are_kept_as_a_comment() -> None:
+    assert with_purge("adopt = yes\n[x\n") == "purge = true\n# adopt = yes\n# [x\n"
 
 
 def test_nodes_of_a_daemon_set_that_takes_no_mode_are_not_taken_for_reverted() -> None:
