@@ -226,14 +226,16 @@ class FakeSystemd:
 class FakeProcesses:
     """Runs `containerd config dump` and `nix-store --load-db` as far as an install needs them."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, version: str = "1.7.24") -> None:
+        self._root, self.version = root, version
         self.others: list[RunningProcess] = []  # beside containerd
         self.booted_at: float | None = None
 
     def run(
         self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
     ) -> Completed:
+        if list(argv) == ["/usr/bin/containerd", "--version"]:
+            return Completed(0, f"containerd github.com/containerd/containerd {self.version}".encode(), b"")
         if argv[-1] == "--load-db":
             self._load_db(input)
             return Completed(0, b"", b"")
@@ -300,7 +302,7 @@ class FakeNode:
         self.config.write_text(config)
         self.containerd = FakeContainerd(root, version)
         self.systemd = FakeSystemd(self.containerd)
-        self.processes = FakeProcesses(root)
+        self.processes = FakeProcesses(root, version)
         self.host = Host(HostFiles(root), self.processes, self.systemd)  # type: ignore[arg-type]
 
     def tree(self) -> dict[str, tuple[int, bytes]]:

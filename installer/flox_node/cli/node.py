@@ -15,6 +15,7 @@ from flox_node.cli.settings import option, with_settings
 from flox_node.settings import Settings
 
 if TYPE_CHECKING:
+    from flox_node.host import Host
     from flox_node.plan import NodeStatus, StepResult
 
 HostRoot = Annotated[
@@ -73,6 +74,10 @@ def install(
     bearer_file: BearerFile = None,
     basic_file: BasicFile = None,
     ca: Ca = None,
+    image_build: Annotated[
+        bool,
+        typer.Option("--image-build", help="Install into the image that this machine is to become: start nothing."),
+    ] = False,
 ) -> Result:
     """Make the node a Flox node: place the payload, register the handler, restart containerd, ask it.
 
@@ -81,21 +86,32 @@ def install(
     """
     from flox_node import plan as runs
     from flox_node.host import Host
+    from flox_node.plan import image
 
     chosen = dataclasses.replace(settings, repair=repair)
     with opened(payload, sha256, bearer_file, basic_file, ca) as given:
-        steps = runs.install(Host.at(host_root), given, chosen, _report)
+        work = image.bake if image_build else runs.install
+        steps = work(Host.at(host_root), given, chosen, _report)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
-    text = "The handler flox is live." if changed else "Nothing to do: the handler flox is live."
+    done = "Nodes of this image have the handler flox." if image_build else "The handler flox is live."
+    text = done if changed else f"Nothing to do. {done}"
     return Result({"changed": changed, "steps": _steps(steps)}, text)
 
 
-def status(host_root: HostRoot = DEFAULT_ROOT, socket: Socket = DEFAULT_SOCKET) -> Result:
+def status(
+    host_root: HostRoot = DEFAULT_ROOT,
+    socket: Socket = DEFAULT_SOCKET,
+    built_image: Annotated[
+        bool, typer.Option("--image", help="Judge an image made with --image-build, at the end of its build.")
+    ] = False,
+) -> Result:
     """Tell what is installed, whether the handler is live, and what differs from the receipt (then exit 7)."""
     from flox_node import plan as runs
     from flox_node.errors import DriftError
     from flox_node.host import Host
 
+    if built_image:
+        return _judged(Host.at(host_root), Settings(socket))
     found = runs.status(Host.at(host_root), Settings(socket))
     error = None
     if found.drift:
@@ -119,6 +135,19 @@ def uninstall(
 
     steps = runs.uninstall(Host.at(host_root), Settings(socket), _report, purge=purge, force=force)
     return Result({"changed": bool(steps), "steps": _steps(steps)}, _told_of_uninstall(steps))
+
+
+def _judged(host: Host, settings: Settings) -> Result:
+    from flox_node.errors import DriftError
+    from flox_node.plan import image
+
+    found = image.judge(host, settings)
+    lines = [f"flox-node {found.version}, payload {found.payload_id}", *found.problems]
+    remedy = "Put right what the lines above name, last of all in the build, then build the image."
+    error = DriftError("The image is not as it should be.", remedy=remedy) if found.problems else None
+    return Result(
+        dataclasses.asdict(found), "\n".join(lines if found.problems else [*lines, "The image is whole."]), error
+    )
 
 
 def _told_of_uninstall(steps: list[StepResult]) -> str:

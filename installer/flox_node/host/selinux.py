@@ -69,6 +69,16 @@ def label_tree(root: Path, path: str) -> int:
     return sum(_correct(root, here) for here in (real, *inside))
 
 
+def wrong_labels(root: Path, path: str) -> list[str]:
+    """What of ours at the node's `path` carries another type than it should; nothing where SELinux is absent."""
+    if mode(root) is Mode.ABSENT:
+        return []
+    real = root / path.lstrip("/")
+    inside = (Path(folder, name) for folder, folders, files in os.walk(real) for name in (*folders, *files))
+    named = ((f"/{here.relative_to(root)}", here) for here in (real, *inside))
+    return [name for name, here in named if (kind := type_of(name)) is not None and type_at(here) != kind]
+
+
 def _correct(root: Path, real: Path) -> bool:
     kind = type_of(f"/{real.relative_to(root)}")
     if kind is None or type_at(real) == kind:

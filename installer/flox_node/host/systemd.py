@@ -86,6 +86,38 @@ class Systemd(Protocol):
         ...
 
 
+class StoppedSystemd:
+    """The service manager of an image: it reads the units, and starts those that are enabled, when a node boots."""
+
+    def status(self, unit: str) -> UnitStatus:
+        """See Systemd: nothing runs."""
+        return UnitStatus("inactive", "dead", 0)
+
+    def restart(self, unit: str, *, timeout: float) -> None:
+        """See Systemd: what runs at the boot runs anew."""
+
+    def start(self, unit: str, *, timeout: float) -> None:
+        """See Systemd: the boot does."""
+
+    def stop(self, unit: str, *, timeout: float) -> None:
+        """See Systemd: nothing runs."""
+
+    def bound_units(self, unit: str) -> list[str]:
+        """See Systemd: nothing runs that could be bound."""
+        return []
+
+    def settings(self, unit: str) -> UnitSettings:
+        """Raises OutsideError: nobody has read the units."""
+        raise OutsideError(f"In an image, nobody knows how {unit} is set up.")
+
+    def reload(self) -> None:
+        """See Systemd: the boot reads all."""
+
+    def run_later(self, name: str, delay_s: float, argv: Sequence[str], description: str) -> None:
+        """Raises OutsideError: there is no later in an image."""
+        raise OutsideError(f"In an image, {argv[0]} cannot be run later.")
+
+
 class DbusSystemd:
     """systemd over D-Bus. A connection lives for one call: the bus itself may be restarted between two."""
 

@@ -14,9 +14,17 @@ from flox_node.state.ledger import STATE_DIR, Ledger
 
 def restore(host: Host, ledger: Ledger) -> int:
     """Give every file of ours its type where SELinux is on; how many had another."""
+    return sum(selinux.label_tree(host.files.root, path) for path in _outermost(host, ledger))
+
+
+def wrong(host: Host, ledger: Ledger) -> list[str]:
+    """The files of ours that have another type than theirs."""
+    return [name for path in _outermost(host, ledger) for name in selinux.wrong_labels(host.files.root, path)]
+
+
+def _outermost(host: Host, ledger: Ledger) -> list[str]:
     paths = sorted({STATE_DIR, *_owned(host, ledger)})
-    outermost = [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
-    return sum(selinux.label_tree(host.files.root, path) for path in outermost)
+    return [path for path in paths if not any(path.startswith(f"{other}/") for other in paths)]
 
 
 def _owned(host: Host, ledger: Ledger) -> Iterator[str]:

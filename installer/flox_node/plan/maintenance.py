@@ -20,8 +20,9 @@ from flox_node.host.lock import exclusive
 from flox_node.payload import Manifest
 from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import NIX_ENVIRONMENT, folder_of
+from flox_node.plan import labels
 from flox_node.plan.planner import inner_runtime
-from flox_node.plan.runs import Outcome, Report, carry_out, take_back
+from flox_node.plan.runs import Outcome, Report, carry_out, machine_id, take_back
 from flox_node.platforms import DEFAULT_SOCKET
 from flox_node.state.ledger import Ledger
 
@@ -55,9 +56,13 @@ def boot(host: Host, report: Report) -> Swept:
         socket = _socket(ledger)
         running = daemon.look(host, socket, patience_s=30.0)
         actions: tuple[Action[Any], ...] = (WritePolicy(inner_runtime(host, running)), ImportImage(socket))
-        recorded = [action for action in actions if action.key in ledger.records]
+        is_first = not ledger.receipt.machine_id  # of a node whose image we were put into
+        recorded = [action for action in actions if is_first or action.key in ledger.records]
         results = [carry_out(host, ledger, action, report) for action in recorded]
-        if any(result.outcome is Outcome.DONE for result in results):
+        if is_first:
+            labels.restore(host, ledger)
+            ledger.receipt = dataclasses.replace(ledger.receipt, machine_id=machine_id(host))
+        if is_first or any(result.outcome is Outcome.DONE for result in results):
             _conclude(ledger)
         return Swept(sandboxes=_forget_pods(host, socket))
 

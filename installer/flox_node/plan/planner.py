@@ -26,6 +26,7 @@ from flox_node.host import Host
 from flox_node.payload import Payload
 from flox_node.payload.manifest import EMPTY_IMAGE
 from flox_node.plan.detect import Detection, recognise
+from flox_node.platforms import Platform
 from flox_node.settings import Settings as Settings
 
 HANDLER = "flox"
@@ -58,8 +59,22 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> Plan:
     if platform.refusal is not None:
         raise RefusedError(platform.refusal.reason, remedy=platform.refusal.instead)
     running = daemon.look(host, socket, patience_s=10.0)
-    registration = platform.register(running.daemon.config_path, host.files)
-    actions: tuple[Action[Any], ...] = (
+    actions = (
+        *placing(host, payload, settings, running),
+        *([ImportImage(socket)] if any(file.path == EMPTY_IMAGE for file in payload.manifest.files) else []),
+        *units(running),
+        RegisterHandler(**registering(host, platform, settings, running), running=running),
+    )
+    return Plan(detection, running, actions)
+
+
+def placing(host: Host, payload: Payload, settings: Settings, running: Running) -> tuple[Action[Any], ...]:
+    """The actions that put our own files on a node, or into an image of one.
+
+    Raises:
+        RefusedError: no inner runtime is there, or /nix cannot be had.
+    """
+    return (
         CreateDirectory("/opt"),
         CreateDirectory(PREFIX),
         CreateDirectory(BIN),
@@ -69,23 +84,27 @@ def plan_install(host: Host, payload: Payload, settings: Settings) -> Plan:
         PlacePayload.of(payload, repair=settings.repair),
         SwitchPayload(payload.manifest.id, _programs(payload)),
         WritePolicy(inner_runtime(host, running), settings.policy),
-        *([ImportImage(socket)] if any(file.path == EMPTY_IMAGE for file in payload.manifest.files) else []),
-        *(CreateDirectory(folder) for folder in WANTS),
-        InstallUnits(running.daemon.unit),
-        RegisterHandler(
-            registration,
-            socket,
-            HANDLER,
-            SHIM,
-            settings.adopt,
-            settings.deadline_s or platform.restart_deadline_s,
-            running.daemon.unit,
-            running.daemon.exe,
-            settings.restarts_per_hour,
-            running,
-        ),
     )
-    return Plan(detection, running, actions)
+
+
+def units(running: Running) -> tuple[Action[Any], ...]:
+    """The actions that have our units in systemd."""
+    return (*(CreateDirectory(folder) for folder in WANTS), InstallUnits(running.daemon.unit))
+
+
+def registering(host: Host, platform: Platform, settings: Settings, running: Running) -> dict[str, Any]:
+    """The fields of the action that registers the handler."""
+    return {
+        "registration": platform.register(running.daemon.config_path, host.files),
+        "socket": running.daemon.socket,
+        "handler": HANDLER,
+        "binary_name": SHIM,
+        "adopt": settings.adopt,
+        "deadline_s": settings.deadline_s or platform.restart_deadline_s,
+        "unit": running.daemon.unit,
+        "program": running.daemon.exe,
+        "restarts_per_hour": settings.restarts_per_hour,
+    }
 
 
 def _nix(host: Host, settings: Settings, containerd_unit: str) -> tuple[Action[Any], ...]:

@@ -84,23 +84,29 @@ def install(host: Host, payload: Payload, settings: Settings, report: Report) ->
     with exclusive(host.files):
         commit.settle(host)
         ledger = Ledger.load(host.files)
-        gaps = []
-        for action in plan_install(host, payload, settings).actions:
-            with _named(action):
-                gap = action.inspect(host)
-                if gap is not None:
-                    action.preflight(host, gap)
-                gaps.append((action, gap))
-        results: list[StepResult] = []
-        for action, gap in gaps:
-            # What an earlier action did may be what this one lacked.
-            changed = any(result.outcome is Outcome.DONE for result in results)
-            results.append(carry_out(host, ledger, action, report, *([] if changed else [gap])))
+        results = carry_out_all(host, ledger, plan_install(host, payload, settings).actions, report)
         if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
-            ledger.conclude(_receipt(host, payload, ledger))
+            ledger.conclude(receipt(payload, ledger, machine_id=machine_id(host)))
         if settings.repair:
             results.append(_relabel(host, ledger, report))
         return results
+
+
+def carry_out_all(host: Host, ledger: Ledger, actions: Sequence[Action[Any]], report: Report) -> list[StepResult]:
+    """Look at everything first, so that what must not be done is found before anything is; then carry all out."""
+    gaps = []
+    for action in actions:
+        with _named(action):
+            gap = action.inspect(host)
+            if gap is not None:
+                action.preflight(host, gap)
+            gaps.append((action, gap))
+    results: list[StepResult] = []
+    for action, gap in gaps:
+        # What an earlier action did may be what this one lacked.
+        changed = any(result.outcome is Outcome.DONE for result in results)
+        results.append(carry_out(host, ledger, action, report, *([] if changed else [gap])))
+    return results
 
 
 def uninstall(
@@ -219,8 +225,13 @@ def _leave_no_state(host: Host, ledger: Ledger) -> None:
         host.files.remove_tree(STATE_DIR)
 
 
-def _receipt(host: Host, payload: Payload, ledger: Ledger) -> Receipt:
-    machine_id = (host.files.read_optional("/etc/machine-id") or b"").decode(errors="replace").strip()
+def machine_id(host: Host) -> str:
+    """Which machine this is; "" in an image of many."""
+    return (host.files.read_optional("/etc/machine-id") or b"").decode(errors="replace").strip()
+
+
+def receipt(payload: Payload, ledger: Ledger, *, machine_id: str) -> Receipt:
+    """What an install of this payload leaves, as of now."""
     return Receipt(
         version=__version__,
         payload_id=payload.manifest.id,

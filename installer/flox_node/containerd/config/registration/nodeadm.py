@@ -14,7 +14,7 @@ import json
 import posixpath
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,6 +32,15 @@ FRAGMENTS = "/etc/eks/nodeadm.d"
 FRAGMENT = f"{FRAGMENTS}/50-flox-node.yaml"
 CACHE = "/run/eks/nodeadm/config.json"
 """What nodeadm found at this boot: in the user data alone, or in them and in all fragments (see the top)."""
+_TEMPLATES_RUNTIME = {
+    "runtime_type": schema.RUNC_V2,
+    "base_runtime_spec": "/etc/containerd/base-runtime-spec.json",
+    "options": {"SystemdCgroup": True},
+}
+"""The default runtime of all of nodeadm's templates, but for its BinaryName: runc's, or NVIDIA's.
+
+https://github.com/awslabs/amazon-eks-ami/tree/main/nodeadm/internal/containerd
+"""
 _DEFAULTS = {"sandboxer": "podsandbox"}  # what a migrated configuration spells out; empty and false values apart
 _OUR_KEYS = {"runtime_type", "pod_annotations", "container_annotations", "base_runtime_spec", "options"}
 
@@ -54,12 +63,27 @@ class NodeConfig:
         """See Registration."""
         effective = load(self.config, reader, version)
         require_cri(effective)
-        others = self._others(reader, handler)
-        text = self._text(effective, handler, _plugin(others, version))
-        source = SourceEdit(self.fragment, reader.read_optional(self.fragment), text.encode())
+        assert effective.cri is not None, "require_cri checked it"
+        _, parent = inherited_table(effective.cri, handler.name)
+        text = _fragment(parent, handler, _plugin(self._others(reader, handler), version))
+        source = SourceEdit(self.fragment, reader.read_optional(self.fragment), text)
         fragments = (source,) if self._is_read(reader) else ()
         live = () if _is_served(effective, handler) else Plain(self.config).edits(reader, version, handler, adopt=adopt)
         return changed((*fragments, *live))
+
+    def baked(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
+        """The fragment in an image, where nodeadm has written no configuration yet: see Registration.edits.
+
+        Raises:
+            RefusedError: the image's nodeadm reads no fragments, or one of them registers another handler of that name.
+        """
+        if not self._is_read(reader):
+            raise RefusedError(
+                f"This image has no {posixpath.dirname(self.fragment)}: its nodeadm reads no fragments.",
+                remedy="Start from an EKS-optimised image of October 2025 or newer.",
+            )
+        text = _fragment(_TEMPLATES_RUNTIME, handler, _plugin(self._others(reader, handler), version))
+        return changed((SourceEdit(self.fragment, reader.read_optional(self.fragment), text),))
 
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
         """See Registration."""
@@ -99,21 +123,22 @@ class NodeConfig:
         except (ValueError, AttributeError):
             return
 
-    def _text(self, effective: Effective, handler: Handler, plugin: str) -> str:
-        assert effective.cri is not None, "edits() checked it"
-        _, parent = inherited_table(effective.cri, handler.name)
-        # A migrated configuration spells every default out; only what says something is worth to be said again.
-        path: Path = ("plugins", plugin, "containerd", "runtimes", handler.name)
-        tables = {path: table_for(handler, _meaning(parent))}
-        lines = block.tables_text(tables, "\n").splitlines()
-        return (
-            "# flox-node: this file is written and removed by flox-node.\n"
-            "apiVersion: node.eks.aws/v1alpha1\n"
-            "kind: NodeConfig\n"
-            "spec:\n"
-            "  containerd:\n"
-            "    config: |\n" + "".join(f"      {line}\n" for line in lines)
-        )
+
+def _fragment(parent: Mapping[str, Any], handler: Handler, plugin: str) -> bytes:
+    """The NodeConfig that registers the handler under this plugin id, with what it inherits from `parent`."""
+    path: Path = ("plugins", plugin, "containerd", "runtimes", handler.name)
+    # A migrated configuration spells every default out; only what says something is worth to be said again.
+    tables = {path: table_for(handler, _meaning(parent))}
+    lines = block.tables_text(tables, "\n").splitlines()
+    text = (
+        "# flox-node: this file is written and removed by flox-node.\n"
+        "apiVersion: node.eks.aws/v1alpha1\n"
+        "kind: NodeConfig\n"
+        "spec:\n"
+        "  containerd:\n"
+        "    config: |\n" + "".join(f"      {line}\n" for line in lines)
+    )
+    return text.encode()
 
 
 def _plugin(others: list[str], version: ContainerdVersion) -> str:

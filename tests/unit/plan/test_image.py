@@ -1,0 +1,119 @@
+"""An image with everything of an install that needs no running containerd, and the node that boots from it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from flox_node.errors import RefusedError
+from flox_node.payload import Payload
+from flox_node.plan import Outcome, Settings, StepResult, image, install, maintenance, status, uninstall
+from flox_node.state.ledger import Ledger
+from tests.unit.fake_node import PLUGIN, FakeNode
+
+EKS = Settings(platform="eks-al2023")
+FRAGMENT = "etc/eks/nodeadm.d/50-flox-node.yaml"
+TEMPLATE = f"""\
+version = 2
+[plugins."{PLUGIN}".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+base_runtime_spec = "/etc/containerd/base-runtime-spec.json"
+[plugins."{PLUGIN}".containerd.runtimes.runc.options]
+BinaryName = "/usr/sbin/runc"
+SystemdCgroup = true
+"""
+
+
+def ignore(_: StepResult) -> None:
+    pass
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> FakeNode:
+    """A machine that builds an image: nodeadm has configured no containerd, and none runs."""
+    node = FakeNode(tmp_path / "image", config="")
+    node.config.unlink()
+    (node.root / "etc/eks/nodeadm.d").mkdir(parents=True)
+    (node.root / "etc/machine-id").write_text("")
+    return node
+
+
+def boot(node: FakeNode) -> None:
+    """What nodeadm makes of its template and the fragments, and a containerd that starts with it."""
+    lines = (node.root / FRAGMENT).read_text().partition("    config: |\n")[2].splitlines()
+    node.config.write_text(TEMPLATE + "\n".join(line[6:] for line in lines) + "\n")
+    (node.root / "etc/containerd/base-runtime-spec.json").write_text("{}")
+    (node.root / "etc/machine-id").write_text("0123456789abcdef\n")
+    node.containerd.read_config()
+
+
+def test_an_image_starts_nothing_and_names_no_machine(built: FakeNode, payload: Payload) -> None:
+    before = built.tree()
+    image.bake(built.host, payload, EKS, ignore)
+    assert (built.containerd.restarts, built.systemd.reloads) == (0, 0)
+    assert not built.config.exists()
+    text = (built.root / FRAGMENT).read_text()
+    assert 'base_runtime_spec = "/etc/containerd/base-runtime-spec.json"' in text
+    assert "SystemdCgroup = true" in text
+    receipt = Ledger.load(built.host.files).receipt
+    assert receipt is not None
+    assert receipt.machine_id == ""
+    assert image.judge(built.host, EKS).problems == ()
+    again = image.bake(built.host, payload, EKS, ignore)
+    assert {step.outcome for step in again} == {Outcome.ALREADY}
+    assert before.items() <= built.tree().items()
+
+
+def test_a_node_of_the_image_is_whole_and_an_install_adopts_it(built: FakeNode, payload: Payload) -> None:
+    before = built.tree()
+    image.bake(built.host, payload, EKS, ignore)
+    boot(built)
+    with built.containerd.serving():
+        assert set(built.containerd.handlers) == {"runc", "flox"}
+        maintenance.boot(built.host, ignore)
+        receipt = Ledger.load(built.host.files).receipt
+        assert receipt is not None
+        assert receipt.machine_id == "0123456789abcdef"
+        found = status(built.host, EKS)
+        assert (found.drift, found.handler_live, found.interrupted) == ((), True, False)
+        booted = built.tree()
+        assert {step.outcome for step in install(built.host, payload, EKS, ignore)} == {Outcome.ALREADY}
+        assert built.tree() == booted
+        assert built.containerd.restarts == 0
+        uninstall(built.host, EKS, ignore, purge=True)
+        left = set(built.tree()) - set(before)
+        assert left == {"etc/containerd/config.toml", "etc/containerd/base-runtime-spec.json"}, "which nodeadm writes"
+        assert "flox" not in tomllib.loads(built.config.read_text())["plugins"][PLUGIN]["containerd"]["runtimes"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda root: (root / "etc/machine-id").write_text("0123\n"), "machine-id"),
+        (lambda root: (root / "root/.ssh").mkdir(parents=True) or (root / "root/.ssh/authorized_keys").touch(), "left"),
+        (lambda root: (root / FRAGMENT).write_text("other"), "does not register"),
+        (lambda root: (root / "opt/flox-node/bin/flox-runtime").unlink(), "flox-runtime"),
+        (lambda root: (root / "etc/systemd/system/flox-node-boot.service").unlink(), "flox-node-boot"),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_named(
+    built: FakeNode, payload: Payload, spoil: Callable[[Path], object], text: str
+) -> None:
+    image.bake(built.host, payload, EKS, ignore)
+    spoil(built.root)
+    assert any(text in problem for problem in image.judge(built.host, EKS).problems)
+
+
+def test_an_image_without_us_is_no_image_of_ours(built: FakeNode) -> None:
+    assert "flox-node is not installed in it" in image.judge(built.host, EKS).problems
+
+
+def test_images_of_other_platforms_and_of_old_nodeadms_are_refused(built: FakeNode, payload: Payload) -> None:
+    with pytest.raises(RefusedError, match="Images are made for"):
+        image.bake(built.host, payload, Settings(platform="plain"), ignore)
+    (built.root / "etc/eks/nodeadm.d").rmdir()
+    with pytest.raises(RefusedError, match="reads no fragments"):
+        image.bake(built.host, payload, EKS, ignore)
