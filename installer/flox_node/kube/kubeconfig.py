@@ -7,10 +7,8 @@ certificates, tokens, exec plugins and OIDC, and writes a token that it had to r
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,9 @@ from typing import Any
 
 from flox_node import __version__
 from flox_node.errors import UsageError
-from flox_node.kube.api import ApiError, Object
+from flox_node.kube.transport import Transport
 
 ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-_JSON = "application/json"
 _CORRECT = "Correct what the text names; where it is nothing that you gave, somebody changed it just now: try again."
 _REMEDIES = {
     400: _CORRECT,
@@ -107,112 +104,45 @@ def current_context(configs: Mapping[Path, Any]) -> str:
     raise UsageError(f"{', '.join(map(str, configs))} has no current context.", remedy=_ELSEWHERE)
 
 
-class Client:
+class Client(Transport):
     """An `Api` with the rights of whoever calls."""
+
+    remedies = _REMEDIES
 
     def __init__(self, client: Any) -> None:
         """client: an ApiClient of the library."""
         self._client = client
         client.user_agent = f"flox-node/{__version__}"
+        self.server = f"The API server {client.configuration.host}"
 
-    @property
-    def server(self) -> str:
-        """The API server's address."""
-        return str(self._client.configuration.host)
-
-    def request(
+    @contextlib.contextmanager
+    def open(
         self,
         method: str,
-        path: str,
-        body: object = None,
-        *,
-        content_type: str = _JSON,
-        query: Mapping[str, str] | None = None,
-        timeout: float = 30.0,
-    ) -> Object:
-        """See `Api.request`."""
-        with self._reported(method, path):
-            return _object(method, path, self._answer(method, path, body, content_type, query or {}, timeout))
-
-    def text(self, path: str, *, query: Mapping[str, str] | None = None, timeout: float = 30.0) -> str:
-        """What is no object: a container's log.
-
-        Raises:
-            ApiError: as of `request`.
-        """
-        with self._reported("GET", path):
-            answer = self._answer("GET", path, None, "", query or {}, timeout)
-            if answer.status >= 400:
-                _object("GET", path, answer)
-            return str(answer.data.decode(errors="replace"))
-
-    def watch(self, path: str, *, query: Mapping[str, str], timeout_s: float) -> Iterator[Object]:
-        """See `Api.watch`."""
-        end = time.monotonic() + timeout_s
-        asked = {**query, "watch": "1", "timeoutSeconds": str(max(1, int(timeout_s)))}
-        with self._reported("WATCH", path):
-            answer = self._answer("GET", path, None, _JSON, asked, timeout_s + 10)
-            if answer.status >= 400:
-                _object("WATCH", path, answer)
-            while time.monotonic() < end and (line := answer.readline()):
-                event: Object = json.loads(line)
-                yield event
-
-    def _answer(
-        self, method: str, path: str, body: object, content_type: str, query: Mapping[str, str], timeout: float
-    ) -> Any:
-        headers = {"Accept": _JSON if content_type else "*/*"}
-        if body is not None:
-            headers["Content-Type"] = content_type
+        target: str,
+        body: object,
+        headers: Mapping[str, str],
+        query: Mapping[str, str],
+        timeout: float,
+    ) -> Iterator[Any]:
+        """See `Transport.open`."""
         request = self._client.param_serialize(
             method,
-            path,
+            target,
             query_params=list(query.items()),
-            header_params=headers,
+            header_params=dict(headers),
             body=body,
             auth_settings=["BearerToken"],
         )
-        return self._client.call_api(*request, _request_timeout=timeout).response
+        with contextlib.closing(self._client.call_api(*request, _request_timeout=timeout).response) as answer:
+            yield answer
 
-    @contextlib.contextmanager
-    def _reported(self, method: str, path: str) -> Iterator[None]:
+    def unreachable(self) -> tuple[type[Exception], ...]:
+        """See `Transport.unreachable`. What TLS refuses has an exception of its own, everything else is urllib3's."""
         import kubernetes.client
         import urllib3
 
-        # The library names what TLS refuses by an exception of its own, and everything else by urllib3's.
-        unreachable = (urllib3.exceptions.HTTPError, kubernetes.client.ApiException, OSError, ValueError)
-        try:
-            yield
-        except unreachable as error:
-            why = f"{type(error).__name__}: {error}"
-            raise ApiError(f"The API server {self.server} does not answer {method} {path}: {why}") from error
-
-
-def _object(method: str, path: str, answer: Any) -> Object:
-    data = answer.data or b"{}"
-    if answer.status >= 400:
-        said = _status(data)
-        reason = str(said.get("reason") or answer.reason)
-        raise ApiError(
-            f"The API server refused {method} {path}: {said.get('message') or reason}",
-            status=answer.status,
-            reason=reason,
-            remedy=_REMEDIES.get(answer.status, ""),
-            details=said.get("details"),
-        )
-    found = json.loads(data)
-    if not isinstance(found, dict):
-        raise ApiError(f"The API server answered {method} {path} with no object.")
-    return found
-
-
-def _status(data: bytes) -> Object:
-    """What a refusal says. Of a group that it does not serve the API server says so in plain text."""
-    try:
-        said = json.loads(data)
-    except ValueError:
-        said = None
-    return said if isinstance(said, dict) else {"message": data.decode(errors="replace").strip()[:500]}
+        return (*super().unreachable(), urllib3.exceptions.HTTPError, kubernetes.client.ApiException)
 
 
 def _in_pod(environment: Mapping[str, str]) -> bool:

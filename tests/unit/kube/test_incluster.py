@@ -109,7 +109,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(
     api: InCluster, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("flox_node.kube.incluster.time.sleep", pauses.append)
+    monkeypatch.setattr("flox_node.kube.transport.time.sleep", pauses.append)
     busy = (429, b"Too many requests, please try again later.\n", {"Retry-After": "3"})
     server.answers = [busy, busy, (200, b'{"kind": "Node"}', {})]
     assert api.request("GET", "/api/v1/nodes/n") == {"kind": "Node"}
@@ -120,12 +120,21 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(
 def test_a_server_that_stays_busy_is_an_error_with_its_text(
     api: InCluster, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flox_node.kube.incluster.time.sleep", lambda _: None)
+    monkeypatch.setattr("flox_node.kube.transport.time.sleep", lambda _: None)
     server.answers = [(429, b"Too many requests, please try again later.\n", {"Retry-After": "soon"})] * 10
     with pytest.raises(ApiError, match="please try again later") as caught:
         api.request("GET", "/api/v1/nodes/n")
     assert caught.value.status == 429
     assert len(server.asked) < 10
+
+
+def test_a_refusal_has_its_details(api: InCluster, server: Server) -> None:
+    details = {"causes": [{"reason": "FieldManagerConflict", "message": 'conflict with "helm"'}]}
+    body = {"kind": "Status", "message": "Apply failed", "reason": "Conflict", "details": details}
+    server.answers = [(409, json.dumps(body).encode(), {})]
+    with pytest.raises(ApiError, match="Apply failed") as caught:
+        api.request("GET", "/api/v1/nodes/n")
+    assert (caught.value.status, caught.value.reason, caught.value.details) == (409, "Conflict", details)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"<html>", b'"x"'])

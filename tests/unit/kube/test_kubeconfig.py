@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, tuple[int, bytes]] = {}
+        self.busy = 0
         self.asked: list[dict[str, Any]] = []
 
     @property
@@ -41,7 +42,11 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         server.asked.append({"method": self.command, "path": self.path, "headers": self.headers, "body": body})
         status, data = server.answers.get(self.path.partition("?")[0], (200, b'{"kind": "Thing"}'))
+        if server.busy:
+            server.busy -= 1
+            status, data = 429, b"Too many requests, please try again later."
         self.send_response(status)
+        self.send_header("Retry-After", "2")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -216,6 +221,23 @@ def test_a_refusal_has_the_server_s_own_words(server: Server, client: Client) ->
         client.request("GET", "/api/v1/nodes")
     assert (caught.value.status, caught.value.reason, caught.value.details) == (409, "Conflict", details)
     assert caught.value.exit_code == 9
+
+
+def test_a_busy_server_is_asked_again_after_the_time_that_it_names(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("flox_node.kube.transport.time.sleep", pauses.append)
+    server.busy = 2
+    assert client.request("PATCH", "/api/v1/nodes/n", {"a": 1}) == {"kind": "Thing"}
+    assert len(pauses) == 2
+    assert all(2 <= pause <= 4 for pause in pauses)
+    server.busy = 1
+    assert client.text("/log") == '{"kind": "Thing"}'
+    server.busy = 100
+    with pytest.raises(ApiError, match="please try again later") as caught:
+        client.request("GET", "/api/v1/nodes/n")
+    assert (caught.value.status, caught.value.exit_code) == (429, 9)
 
 
 def test_a_group_that_is_not_served_is_not_found(server: Server, client: Client) -> None:
