@@ -23,7 +23,7 @@ import grpc
 from flox_node.containerd.live.grpc import as_bytes, fields
 from flox_node.errors import OutsideError
 from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitSettings, UnitStatus
-from flox_node.host.processes import Finish
+from flox_node.host.children import Finish
 
 CONFIG = "/etc/containerd/config.toml"
 SOCKET = "/run/containerd/containerd.sock"

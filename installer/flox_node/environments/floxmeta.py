@@ -14,7 +14,7 @@ from typing import Any
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import EnvironmentNotFoundError, NetworkError, UnsupportedError
 from flox_node.environments.reference import Reference
-from flox_node.host.children import Ended, run_group
+from flox_node.host.children import Completed, run_group
 
 _METADATA_VERSION = 2
 _LARGEST_FILE = 8 << 20
@@ -82,7 +82,7 @@ class Floxmeta:
         done = self._run("cat-file", "blob", f"{commit}:{path}", check=False)
         return None if done.returncode else done.stdout
 
-    def _run(self, *arguments: str, bare: bool = True, check: bool = True) -> Ended:
+    def _run(self, *arguments: str, bare: bool = True, check: bool = True) -> Completed:
         where = (f"--git-dir={self._folder}",) if bare else ()
         command = (self._git, *where, *arguments)
         done = run_group(command, env=self._env, timeout=self._deadline.left(), limit=_LARGEST_FILE)

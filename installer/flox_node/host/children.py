@@ -1,4 +1,4 @@
-"""Foreign programs under full control: a group of their own, a deadline, bounded output, nothing left behind."""
+"""The one way to run a program: a group of its own, a deadline, bounded output, nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from flox_node.errors import OutsideError
@@ -21,19 +22,22 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A program that ended. Only the last `limit` bytes of each stream are kept."""
+class Completed:
+    """A program that ended. Only the last `limit` bytes of each stream are kept. `timed_out`: it was ended by us."""
 
     returncode: int
     stdout: bytes
     stderr: bytes
-    timed_out: bool
+    timed_out: bool = False
+
+
+Finish = Callable[[bytes], Completed]
 
 
 def run_group(
     argv: Sequence[str], *, env: Mapping[str, str], timeout: float, cwd: str = "/", limit: int = 1 << 16
-) -> Ended:
-    """Run a program with exactly this environment, stdin from /dev/null, and end its whole process group with it.
+) -> Completed:
+    """Run a program with exactly this environment and no input, and end its whole process group with it.
 
     `timeout` is in seconds: then the group gets SIGTERM, a second later SIGKILL. Descendants that outlive the
     program are killed too. The same happens when this function is left by an exception (a signal's handler, say).
@@ -41,35 +45,71 @@ def run_group(
     Raises:
         OutsideError: the program cannot be started.
     """
+    with started_group(argv, env=env, timeout=timeout, cwd=cwd, limit=limit) as finish:
+        return finish(b"")
+
+
+@contextlib.contextmanager
+def started_group(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    timeout: float,
+    cwd: str = "/",
+    limit: int = 1 << 16,
+    root: Path = Path("/"),
+) -> Iterator[Finish]:
+    """Start a program as `run_group` does, chrooted into `root`, and give it its input later; `timeout` begins then.
+
+    Its group is killed when the body is left, and has got no input if the body never gave it any.
+
+    Raises:
+        OutsideError: the program cannot be started.
+    """
+
+    def enter() -> None:
+        os.chroot(root)
+        os.chdir("/")
+
     try:
         process = subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(env),
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=None if root == Path("/") else enter,
         )
     except OSError as error:
         raise OutsideError(f"{argv[0]} cannot be started ({error.strerror}).") from error
-    streams = (_Tail(limit), _Tail(limit))
-    timed_out = True
-    with process, selectors.DefaultSelector() as pipes:
-        try:
-            for pipe, tail in zip((process.stdout, process.stderr), streams, strict=True):
-                assert pipe is not None
-                os.set_blocking(pipe.fileno(), False)
-                pipes.register(pipe, selectors.EVENT_READ, tail)
-            timed_out = not _read_until_end(process.pid, pipes, timeout)
-        finally:
-            if timed_out:
-                _signal(process.pid, signal.SIGTERM)
-                _read_until_end(process.pid, pipes, _GRACE_S)
-            # The leader is not reaped yet, so the number of its group cannot be anybody else's.
+    stdin, output, errors = process.stdin, _Tail(limit), _Tail(limit)
+    assert stdin is not None
+
+    def finish(input: bytes) -> Completed:
+        _register(pipes, stdin, selectors.EVENT_WRITE, _Input(input))
+        timed_out = not _read_until_end(process.pid, pipes, timeout)
+        if timed_out:
+            _signal(process.pid, signal.SIGTERM)
+            _read_until_end(process.pid, pipes, _GRACE_S)
+        end()
+        return Completed(process.wait(), output.content(), errors.content(), timed_out)
+
+    def end() -> None:
+        # The leader is not reaped yet, so the number of its group cannot be anybody else's.
+        if process.returncode is None:
             _signal(process.pid, signal.SIGKILL)
             _drain(pipes)
-    return Ended(process.returncode, streams[0].content(), streams[1].content(), timed_out)
+
+    with process, selectors.DefaultSelector() as pipes:
+        for pipe, tail in ((process.stdout, output), (process.stderr, errors)):
+            assert pipe is not None
+            _register(pipes, pipe, selectors.EVENT_READ, tail)
+        try:
+            yield finish
+        finally:
+            end()
 
 
 def end_strays(variable: str, value: str) -> None:
@@ -119,6 +159,18 @@ class _Tail:
         return b"".join(self._chunks)[-self._limit :]
 
 
+class _Input:
+    """What a program is still to read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.left = memoryview(data)
+
+
+def _register(pipes: selectors.BaseSelector, pipe: IO[bytes], event: int, data: _Tail | _Input) -> None:
+    os.set_blocking(pipe.fileno(), False)
+    pipes.register(pipe, event, data)
+
+
 def _read_until_end(pid: int, pipes: selectors.BaseSelector, timeout: float) -> bool:
     """Read both pipes until the program ended; False when it did not in time."""
     until = time.monotonic() + timeout
@@ -145,17 +197,30 @@ def _drain(pipes: selectors.BaseSelector) -> None:
 
 def _pump(pipes: selectors.BaseSelector, wait: float) -> None:
     for key, _ in pipes.select(wait):
-        _read(pipes, key)
-
-
-def _read(pipes: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
-    pipe: IO[bytes] = key.fileobj  # type: ignore[assignment]
-    with contextlib.suppress(BlockingIOError):
-        data = os.read(pipe.fileno(), _CHUNK)
-        if data:
-            key.data.append(data)
-        else:
+        pipe: IO[bytes] = key.fileobj  # type: ignore[assignment]
+        if not (_write(pipe, key.data) if isinstance(key.data, _Input) else _read(pipe, key.data)):
             pipes.unregister(pipe)
+            pipe.close()
+
+
+def _read(pipe: IO[bytes], tail: _Tail) -> bool:
+    """Whether there may be more."""
+    with contextlib.suppress(BlockingIOError):
+        if not (data := os.read(pipe.fileno(), _CHUNK)):
+            return False
+        tail.append(data)
+    return True
+
+
+def _write(pipe: IO[bytes], input: _Input) -> bool:
+    """Whether there is more."""
+    try:
+        input.left = input.left[os.write(pipe.fileno(), input.left[:_CHUNK]) :]
+    except BlockingIOError:
+        return True
+    except BrokenPipeError:
+        return False  # it reads no further, and need not
+    return bool(input.left)
 
 
 def _has_ended(pid: int) -> bool:

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flox_node.errors import OutsideError
+from flox_node.host.children import Completed, Finish, started_group
 from flox_node.host.files import HostFiles
 
+_OUTPUT_LIMIT = 64 << 20  # bytes
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-@dataclass(frozen=True)
-class Completed:
-    """A program that ended by itself."""
-
-    returncode: int
-    stdout: bytes
-    stderr: bytes
-
-
-Finish = Callable[[bytes], Completed]
 
 
 @dataclass(frozen=True)
@@ -69,22 +58,16 @@ class Processes:
             OutsideError: see `run`.
         """
 
-        def finish(input: bytes) -> Completed:
-            try:
-                stdout, stderr = process.communicate(input, timeout)
-            except subprocess.TimeoutExpired as error:
-                raise OutsideError(f"{argv[0]} did not end within {timeout:.0f} s.") from error
-            return Completed(process.returncode, stdout, stderr)
+        environment = {"PATH": _PATH, "LC_ALL": "C", **(env or {})}
+        with started_group(argv, env=environment, timeout=timeout, limit=_OUTPUT_LIMIT, root=self.root) as finish:
 
-        try:
-            process = self._start(argv, {"LC_ALL": "C", **(env or {})})
-        except FileNotFoundError as error:
-            raise OutsideError(f"{argv[0]} is not on this node.") from error
-        with process:
-            try:
-                yield finish
-            finally:
-                process.kill()
+            def finish_in_time(input: bytes) -> Completed:
+                done = finish(input)
+                if done.timed_out:
+                    raise OutsideError(f"{argv[0]} did not end within {timeout:.0f} s.")
+                return done
+
+            yield finish_in_time
 
     def which(self, name: str, search_path: Sequence[str]) -> str | None:
         """The node's path of an executable found on a search path."""
@@ -139,22 +122,6 @@ class Processes:
         except OSError:
             return None
         return RunningProcess(pid, exe, argv, unit, tuple(environment.get("PATH", _PATH).split(":")))
-
-    def _start(self, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            list(argv),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"PATH": _PATH, **env},
-            cwd="/",
-            preexec_fn=None if self.root == Path("/") else self._enter,
-            close_fds=True,
-        )
-
-    def _enter(self) -> None:
-        os.chroot(self.root)
-        os.chdir("/")
 
     def _pids(self) -> Iterator[int]:
         try:

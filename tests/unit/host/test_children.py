@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flox_node.errors import OutsideError
-from flox_node.host.children import Ended, end_strays, run_group
+from flox_node.host.children import Completed, end_strays, run_group
 from tests.bed.processes import has_ended, wait_ended
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -16,7 +16,7 @@ PATIENCE_S = 20
 """What a busy machine may take; whatever a program here would wait for takes three times as long."""
 
 
-def sh(script: str, timeout: float = 60, limit: int = 1 << 16) -> Ended:
+def sh(script: str, timeout: float = 60, limit: int = 1 << 16) -> Completed:
     return run_group(["sh", "-c", script], env=ENV, timeout=timeout, limit=limit)
 
 

@@ -12,7 +12,7 @@ import pytest
 from flox_node.errors import OutsideError
 from flox_node.host import Processes
 from flox_node.host.processes import unit_of
-from tests.bed.processes import has_ended
+from tests.bed.processes import has_ended, wait_ended
 
 
 def test_the_listener_of_a_socket_is_found(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_program_that_gets_no_input_is_ended_and_has_got_none(tmp_path: Path) 
 
 
 def test_a_program_that_is_not_there_is_named() -> None:
-    with pytest.raises(OutsideError, match="/no/such/tool is not on this node"):
+    with pytest.raises(OutsideError, match="/no/such/tool cannot be started"):
         Processes().run(["/no/such/tool"])
 
 
@@ -74,3 +74,17 @@ def test_a_program_runs_with_an_almost_empty_environment(monkeypatch: pytest.Mon
     monkeypatch.setenv("FLOX_FLOXHUB_TOKEN", "secret")
     done = Processes().run(["/usr/bin/env"])
     assert sorted(line.split(b"=")[0] for line in done.stdout.splitlines()) == [b"LC_ALL", b"PATH"]
+
+
+def test_a_large_input_and_a_large_output_do_not_wait_for_each_other() -> None:
+    data = bytes(range(256)) * 8192
+    assert Processes().run(["cat"], input=data).stdout == data
+
+
+def test_a_program_that_reads_no_input_is_no_failure() -> None:
+    assert Processes().run(["true"], input=b"x" * (1 << 20)).returncode == 0
+
+
+def test_what_a_program_leaves_behind_ends_with_it(tmp_path: Path) -> None:
+    Processes().run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid"])
+    assert wait_ended(int((tmp_path / "pid").read_text()), 20)

@@ -16,7 +16,7 @@ import pytest
 
 from flox_node.errors import BusyError, CorruptError, OutsideError, RefusedError
 from flox_node.host import Completed, Host, HostFiles
-from flox_node.host.processes import Finish
+from flox_node.host.children import Finish
 from flox_node.host.trees import remove_tree, walk
 from flox_node.payload import Payload, open_payload, place, survey, unplace
 from flox_node.payload.build import Recipe, build
