@@ -6,7 +6,6 @@ What comes from the other side is bad input until parsed: a compromised reporter
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flox_node import atomic
 from flox_node.kube.names import Happening, Phase, Reason
 
 NODE = Path("/exchange/node")
@@ -116,13 +116,7 @@ def write(folder: Path, name: str, value: Any) -> None:
     data = json.dumps(dataclasses.asdict(value), sort_keys=True).encode()
     if _read(folder / name) == data:
         return
-    temporary = folder / f".{name}.new"
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-    temporary.rename(folder / name)
+    atomic.write(str(folder / name), data, durable=False)
 
 
 def read(folder: Path, name: str, kind: type[T]) -> T | None:

@@ -16,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flox_node.atomic import write
 from flox_node.environments import roots
 from flox_node.environments.closure import hash_part, is_store_path
 from flox_node.environments.paths import Paths
@@ -92,21 +93,11 @@ def record(question: Question, resolution: Resolution, paths: Paths) -> None:
         "created_at": int(time.time()),
         **asdict(resolution),
     }
-    file = _file(question, paths)
-    temporary = f"{file}.tmp"
-    with open(temporary, "w", encoding="utf-8", opener=_private) as stream:
-        json.dump(entry, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(temporary, file)
+    write(_file(question, paths), json.dumps(entry, indent=1).encode(), mode=0o600)
 
 
 def _file(question: Question, paths: Paths) -> str:
     return f"{paths.index}/{question.key}.json"
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _resolution(entry: Any, question: Question) -> Resolution:

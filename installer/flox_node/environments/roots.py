@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from flox_node.atomic import symlink
 from flox_node.environments.paths import Paths
 
 
@@ -36,12 +37,7 @@ def remove(key: str, paths: Paths) -> None:
 def add(key: str, store_path: str, paths: Paths) -> None:
     """Root a store path. The link holds the store's own path: Nix ignores a root that leads anywhere else."""
     os.makedirs(paths.gc_roots, mode=0o755, exist_ok=True)
-    link = f"{paths.gc_roots}/{name_of(key)}"
-    temporary = f"{paths.gc_roots}/.{name_of(key)}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)
-    os.symlink(store_path, temporary)
-    os.rename(temporary, link)
+    symlink(f"{paths.gc_roots}/{name_of(key)}", store_path)
 
 
 def holds(key: str, store_path: str, paths: Paths) -> bool:

@@ -1,4 +1,8 @@
-"""The only door to the node: its files, processes and systemd, all below one host root."""
+"""The only door to the node: its files, processes and systemd, all below one host root.
+
+Environments have a door of their own, `environments.paths`: a pod waits for that process, and it imports nothing of
+this package where the index has the answer. What both need of files and locks is `atomic`.
+"""
 
 from flox_node.host.children import Completed
 from flox_node.host.files import HostFiles

@@ -9,6 +9,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from flox_node.atomic import replacing, symlink, sync_folder, temporary_of
 from flox_node.errors import BusyError
 from flox_node.host import selinux
 from flox_node.host.trees import remove_tree
@@ -110,13 +111,6 @@ class HostFiles:
         except OSError:
             return None
 
-    def glob(self, pattern: str) -> list[str]:
-        """The node's paths that match `pattern`, sorted. Only the last component may hold wildcards."""
-        import fnmatch  # 4 ms, and only configurations with imports need it
-
-        folder, _, last = pattern.rpartition("/")
-        return [f"{folder}/{name}" for name in self.listdir(folder or "/") if fnmatch.fnmatchcase(name, last)]
-
     # writing
 
     def mkdir(self, path: str, mode: int = 0o755) -> bool:
@@ -147,14 +141,12 @@ class HostFiles:
             OSError: read-only or full file system.
         """
         real = self.real(path)
-        temporary = _temporary(real)
         try:
             before: os.stat_result | None = real.stat()
         except FileNotFoundError:
             before = None
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with replacing(os.fspath(real)) as temporary, open(temporary, "xb", opener=_private) as file:
                 file.write(data)
                 if before is None:
                     os.fchmod(file.fileno(), mode)
@@ -163,22 +155,14 @@ class HostFiles:
                     _copy_metadata(real, before, file.fileno())
                 file.flush()
                 os.fsync(file.fileno())
-            if expected is not None and self.read_optional(path) != expected:
-                raise ConcurrentWriteError(
-                    f"{path} was changed by something else while flox-node was about to write it."
-                )
-            try:
-                os.rename(temporary, real)
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                _write_in_place(real, data)
-                os.unlink(temporary)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        sync_folder(real.parent)
+                if expected is not None and self.read_optional(path) != expected:
+                    raise ConcurrentWriteError(
+                        f"{path} was changed by something else while flox-node was about to write it."
+                    )
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            _write_in_place(real, data)
 
     def append_durably(self, path: str, data: bytes, mode: int = 0o600) -> None:
         """Append and fsync: what was appended survives a power cut when this returns."""
@@ -195,27 +179,17 @@ class HostFiles:
 
     def symlink_atomic(self, path: str, target: str) -> None:
         """Make `path` a symlink to `target`, replacing what is there (not a folder) in one step."""
-        real = self.real(path, follow=False)
-        temporary = _temporary(real)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        os.symlink(target, temporary)
-        os.rename(temporary, real)
-        sync_folder(real.parent)
+        symlink(os.fspath(self.real(path, follow=False)), target)
 
     def copy_file(self, source: Path, path: str, mode: int) -> None:
         """Put a file of ours at the node's `path`, in place of a symlink too; a running old one keeps its inode."""
         real = self.real(path, follow=False)
-        temporary = _temporary(real)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        shutil.copyfile(source, temporary)
-        os.chmod(temporary, mode)
-        selinux.label(self.root, path, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.rename(temporary, real)
-        sync_folder(real.parent)
+        with replacing(os.fspath(real)) as temporary:
+            shutil.copyfile(source, temporary)
+            os.chmod(temporary, mode)
+            selinux.label(self.root, path, Path(temporary))
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
 
     def rename(self, path: str, target: str) -> bool:
         """Give a file another name in its folder, durably. Of two callers one gets True, the other finds it gone."""
@@ -253,22 +227,11 @@ class HostFiles:
         """Remove the temporary file that a killed `write_atomic` or `symlink_atomic` of `path` may have left."""
         for follow in (True, False):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                os.unlink(_temporary(self.real(path, follow=follow)))
+                os.unlink(temporary_of(os.fspath(self.real(path, follow=follow))))
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _temporary(real: Path) -> Path:
-    # One fixed name per file: what a killed run left is overwritten or discarded by the next, never piled up. Runs that
-    # change the node hold the lock, so two of us never write it at once.
-    return real.parent / f".{real.name}.flox-node.tmp"
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _copy_metadata(source: Path, before: os.stat_result, descriptor: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 
+from flox_node.atomic import HeldError, locked
 from flox_node.errors import BusyError
 from flox_node.host.files import HostFiles
 
@@ -23,15 +23,12 @@ def exclusive(files: HostFiles, path: str = INSTALL_LOCK) -> Iterator[None]:
     """
     for folder in ("/run", "/run/flox-node", LOCK_DIR):
         files.mkdir(folder, 0o755)
-    descriptor = os.open(files.real(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    real = files.real(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise BusyError(f"Another run of flox-node holds {path} (pid {holder}).") from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
+        with locked(real) as descriptor:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+    except HeldError as error:
+        holder = real.read_text(errors="replace").strip() or "unknown"
+        raise BusyError(f"Another run of flox-node holds {path} (pid {holder}).") from error

@@ -14,7 +14,6 @@ replaced unless it is what it should be.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -24,9 +23,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from pathlib import Path
 
+from flox_node.atomic import HeldError, locked, sync_folder
 from flox_node.errors import BusyError, OutsideError, RefusedError
 from flox_node.host import Completed, Host, selinux
-from flox_node.host.files import sync_folder
 from flox_node.host.nixdb import valid_paths
 from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk, written_early
 from flox_node.payload import manifest as manifests
@@ -227,19 +226,15 @@ def _staging(host: Host) -> Iterator[Path]:
             f"{STAGING} and {STORE} lie on different mounts, so nothing can be renamed from one to the other.",
             remedy="Mount all of /nix, not only /nix/store.",
         )
-    descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError("Another flox-node is placing a payload on this node.") from error
-        _empty(staging)
-        try:
-            yield staging
-        finally:
+        with locked(staging, flags=os.O_RDONLY | os.O_DIRECTORY):
             _empty(staging)
-    finally:
-        os.close(descriptor)
+            try:
+                yield staging
+            finally:
+                _empty(staging)
+    except HeldError as error:
+        raise BusyError("Another flox-node is placing a payload on this node.") from error
 
 
 def _empty(folder: Path) -> None:
@@ -253,22 +248,12 @@ def _no_collection(host: Host) -> Iterator[None]:
 
     This is Nix' own lock; a collector holds it exclusively, everybody who adds to the store holds it shared.
     """
-    descriptor = os.open(host.files.real(_GC_LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + _GC_WAIT_S
     try:
-        deadline = time.monotonic() + _GC_WAIT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise BusyError(
-                        "A garbage collection of the Nix store runs on this node and does not end."
-                    ) from error
-                time.sleep(0.2)
-        yield
-    finally:
-        os.close(descriptor)
+        with locked(host.files.real(_GC_LOCK), shared=True, left=lambda: end - time.monotonic()):
+            yield
+    except HeldError as error:
+        raise BusyError("A garbage collection of the Nix store runs on this node and does not end.") from error
 
 
 def _check_space(host: Host, missing: tuple[StorePath, ...]) -> None:
