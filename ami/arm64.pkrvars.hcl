@@ -1,0 +1,2 @@
+arch          = "arm64"
+instance_type = "m7g.large"

@@ -1,0 +1,315 @@
+"""The shell of ami/: what shellcheck says of it, and the bootstrap against networks of every kind."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from flox_node.payload import registry
+from flox_node.payload.fetch import Access
+from tests.doubles.server import Registry, Request, serving
+
+AMI = Path(__file__).parents[3] / "ami"
+SCRIPTS = (AMI / "bootstrap.sh", *sorted((AMI / "scripts").glob("*.sh")))
+SHELLS = (["dash"], ["busybox", "sh"])
+SECRET = "X-Amz-Signature=secret"
+
+
+def payload_archive() -> bytes:
+    """As much of a payload as the bootstrap itself looks at."""
+    manifest = {"entry_points": {"flox": "/nix/store/a/bin/flox", "flox-node": "/nix/store/b/bin/flox-node"}}
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        files = {"manifest.json": json.dumps(manifest, indent=1).encode(), "store/big": bytes(range(256)) * 2048}
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return gzip.compress(plain.getvalue(), 0, mtime=0)
+
+
+BODY = payload_archive()
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+@dataclass
+class Machine:
+    """A folder as the machine's root, with stand-ins for the programs that need a real one."""
+
+    root: Path
+    shell: Sequence[str]
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        text = (AMI / "bootstrap.sh").read_text()
+        for path in ("/var/lib/flox-node", "/etc/eks", "/etc/flox-node", "/opt/flox-node"):
+            text = text.replace(path, f"{self.root}{path}")
+        # By their paths: busybox' shell prefers its own applets to what PATH says.
+        for call in ("unshare --mount", "systemctl is-active", "systemctl daemon", "systemctl start", "logger -t"):
+            assert call in text
+            text = text.replace(call, f'"{self.root}/bin/"{call}')
+        (self.root / "bootstrap.sh").write_text(text)
+        (self.root / "bin").mkdir()
+        (self.root / "etc/eks/nodeadm.d").mkdir(parents=True)
+        self.program("logger", 'shift; shift; echo "$*" >>"$ROOT/syslog"')
+        self.program("systemctl", '[ "$1" = is-active ] && exit 3; echo "$*" >>"$ROOT/systemctl"')
+        self.program(
+            "unshare",
+            'echo "$*" >>"$ROOT/unshare"; [ ! -e "$ROOT/fails" ] || exit 4\n'
+            "for f in etc/eks/nodeadm.d/50-flox-node.yaml opt/flox-node/bin/flox-node; do\n"
+            'mkdir -p "$(dirname "$ROOT/$f")"; echo >"$ROOT/$f"; chmod 755 "$ROOT/$f"; done',
+        )
+
+    def program(self, name: str, text: str) -> None:
+        path = self.root / "bin" / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def run(self, url: str, sha256: str = SHA256, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            "PATH": f"{self.root}/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "ROOT": str(self.root),
+            "FLOX_NODE_PAYLOAD": url,
+            "FLOX_NODE_SHA256": sha256,
+            "FLOX_NODE_PATIENCE_S": "30",
+            "FLOX_NODE_CONSOLE": str(self.root / "console"),
+            **self.settings,
+        }
+        (self.root / "console").touch()
+        return subprocess.run(
+            [*self.shell, str(self.root / "bootstrap.sh"), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    @property
+    def is_installed(self) -> bool:
+        return (self.root / "etc/eks/nodeadm.d/50-flox-node.yaml").exists()
+
+    def text(self, name: str) -> str:
+        path = self.root / name
+        return path.read_text() if path.exists() else ""
+
+    def left(self) -> list[str]:
+        """What of the work is still there."""
+        state = self.root / "var/lib/flox-node"
+        return sorted(path.name for path in state.rglob("*")) if state.exists() else []
+
+
+@pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
+def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
+    for needed in ("curl", request.param[0]):
+        if shutil.which(needed) is None:
+            pytest.skip(f"did NOT run: this machine has no {needed}")
+    return Machine(tmp_path, request.param)
+
+
+@pytest.fixture
+def dash(tmp_path: Path) -> Machine:
+    if shutil.which("curl") is None:
+        pytest.skip("did NOT run: this machine has no curl")
+    return Machine(tmp_path, ["dash"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_the_scripts_are_posix_and_clean(script: Path) -> None:
+    for shell in SHELLS:
+        if shutil.which(shell[0]):
+            done = subprocess.run([*shell, "-n", script], capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr) == (0, ""), shell
+    if shutil.which("shellcheck") is None:
+        pytest.skip("did NOT run: this machine has no shellcheck")
+    done = subprocess.run(["shellcheck", "-s", "sh", script], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+
+
+def test_a_node_is_made_once_and_a_second_run_asks_nobody(machine: Machine) -> None:
+    with serving(lambda request: request.send_file(BODY)) as server:
+        done = machine.run(f"{server.url}/p?{SECRET}")
+        assert done.returncode == 0, done.stderr
+        assert machine.is_installed
+        assert machine.left() == ["bootstrapped"]
+        assert "install --image-build --host-root /host --payload /payload" in machine.text("unshare")
+        assert "/nix/store/b/bin/flox-node" in machine.text("unshare")
+        assert "flox-node-boot.service" in machine.text("systemctl")
+        again = machine.run(f"{server.url}/p?{SECRET}")
+        assert (again.returncode, len(server.seen)) == (0, 1)
+        assert machine.text("unshare").count("install") == 1
+    assert SECRET not in done.stderr + machine.text("syslog") + machine.text("console")
+
+
+def test_on_a_node_that_runs_it_is_a_plain_install_and_in_a_build_nothing_is_started(dash: Machine) -> None:
+    with serving(lambda request: request.send_file(BODY)) as server:
+        assert dash.run(f"{server.url}/p", SHA256, "--image-build").returncode == 0
+        assert dash.text("systemctl") == ""
+        dash.program("systemctl", 'echo "$*" >>"$ROOT/systemctl"')
+        (dash.root / "etc/eks/nodeadm.d/50-flox-node.yaml").unlink()
+        assert dash.run(f"{server.url}/p").returncode == 0
+        assert "install --host-root /host" in dash.text("unshare").splitlines()[-1]
+
+
+class Misbehaving:
+    def __init__(self, *first: Callable[[Request], None]) -> None:
+        self.first = list(first)
+
+    def __call__(self, request: Request) -> None:
+        (self.first.pop(0) if self.first else (lambda each: each.send_file(BODY)))(request)
+
+
+def stall(request: Request) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", str(len(BODY)))
+    request.end_headers()
+    request.wfile.write(BODY[:1000])
+    request.wfile.flush()
+    request.connection.settimeout(10)
+    with contextlib.suppress(OSError):
+        request.rfile.read(1)  # until the other side has had enough
+    request.close_connection = True
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        pytest.param(lambda request: request.send_file(BODY, cut=60_000), id="truncates"),
+        pytest.param(lambda request: request.send(503), id="503"),
+        pytest.param(lambda request: request.send(429), id="429"),
+        pytest.param(lambda request: request.send(302, Location="/elsewhere"), id="redirects"),
+        pytest.param(lambda request: request.send_file(BODY[:-1] + b"\1"), id="corrupts once"),
+        pytest.param(stall, id="stalls"),
+    ],
+)
+def test_what_may_pass_does(dash: Machine, trouble: Callable[[Request], None]) -> None:
+    dash.settings["FLOX_NODE_STALL_S"] = "1"
+    with serving(Misbehaving(trouble)) as server:
+        done = dash.run(f"{server.url}/p")
+        assert done.returncode == 0, done.stderr
+        assert len(server.seen) == 2
+    assert dash.is_installed
+
+
+@pytest.mark.parametrize("left", [BODY[:5000], BODY, b"another file", BODY + b"more"], ids=len)
+def test_what_an_interrupted_run_left_is_gone_on_with_or_thrown_away(dash: Machine, left: bytes) -> None:
+    work = dash.root / "var/lib/flox-node/bootstrap"
+    work.mkdir(parents=True)
+    (work / f"{SHA256}.part").write_bytes(left)
+    with serving(lambda request: request.send_file(BODY)) as server:
+        done = dash.run(f"{server.url}/p")
+    assert done.returncode == 0, done.stderr
+    assert dash.is_installed
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        pytest.param(lambda request: request.send(403, b"no"), "refused: HTTP 403", id="403"),
+        pytest.param(lambda request: request.send(404), "refused: HTTP 404", id="404"),
+        pytest.param(lambda request: request.send_file(BODY[:-1] + b"\1"), "nothing was unpacked", id="corrupts"),
+        pytest.param(lambda request: request.send(200, b"<html>log in</html>"), "nothing was unpacked", id="captive"),
+        pytest.param(lambda request: request.send(503), "could not be fetched in 3 s", id="503 for ever"),
+    ],
+)
+def test_a_failure_installs_nothing_and_is_told_everywhere(
+    dash: Machine, answer: Callable[[Request], None], text: str
+) -> None:
+    dash.settings["FLOX_NODE_PATIENCE_S"] = "3"
+    with serving(answer) as server:
+        done = dash.run(f"{server.url}/p?{SECRET}")
+    assert done.returncode == 1
+    assert not dash.is_installed
+    assert dash.text("unshare") == ""
+    assert not [name for name in dash.left() if name not in ("bootstrap", "lock", "curl.err", f"{SHA256}.part")]
+    for told in (done.stderr, dash.text("syslog"), dash.text("console")):
+        assert text in told
+        assert "joins its cluster without the handler" in told
+        assert SECRET not in told
+
+
+def test_a_server_that_is_gone_costs_no_more_than_the_patience(dash: Machine) -> None:
+    dash.settings["FLOX_NODE_PATIENCE_S"] = "2"
+    with serving(lambda request: request.send_file(BODY)) as server:
+        url = server.url
+    done = dash.run(f"{url}/p?{SECRET}")
+    assert done.returncode == 1
+    assert "could not be fetched in 2 s" in done.stderr
+    assert SECRET not in done.stderr
+
+
+def test_an_installation_that_fails_is_no_bootstrap(dash: Machine) -> None:
+    (dash.root / "fails").touch()
+    with serving(lambda request: request.send_file(BODY)) as server:
+        assert dash.run(f"{server.url}/p").returncode == 1
+        assert "bootstrapped" not in dash.left()
+        (dash.root / "fails").unlink()
+        assert dash.run(f"{server.url}/p").returncode == 0
+    assert dash.left() == ["bootstrapped"]
+
+
+def test_a_login_goes_to_its_host_alone_and_never_into_a_command_line(dash: Machine) -> None:
+    curl = shutil.which("curl")
+    dash.program("curl", f'echo "$*" >>"$ROOT/argv"; exec {curl} "$@"')
+    (dash.root / "token").write_text("t0ken")
+    dash.settings["FLOX_NODE_BEARER_FILE"] = str(dash.root / "token")
+    with serving(lambda request: request.send_file(BODY)) as other:
+        elsewhere = f"http://localhost:{other.server_port}/p"
+        with serving(lambda request: request.send(302, Location=elsewhere)) as server:
+            assert dash.run(f"{server.url}/p?{SECRET}").returncode == 0
+            assert [request.headers.get("Authorization") for request in server.seen] == ["Bearer t0ken"]
+        assert [request.headers.get("Authorization") for request in other.seen] == [None]
+    assert "t0ken" not in dash.text("argv")
+    assert SECRET not in dash.text("argv")
+
+
+def test_the_same_payload_comes_from_a_registry(machine: Machine) -> None:
+    archive = machine.root / "p.tar.gz"
+    archive.write_bytes(BODY)
+    double = Registry()
+    with serving(double) as server:
+        name = f"oci://127.0.0.1:{server.server_port}/team/payload"
+        pushed = registry.push(archive, registry.Reference.parse(f"{name}:1"), Access())
+        done = machine.run(str(pushed), "")
+        assert done.returncode == 0, done.stderr
+        seen = len(server.seen)
+        assert machine.run(str(pushed), "").returncode == 0
+        assert len(server.seen) == seen
+        (digest,) = (text for text in double.manifests if text.startswith("sha256:"))
+        double.manifests[digest] += b" "
+        other = Machine(_made(machine.root / "other"), machine.shell)
+        failed = other.run(str(pushed), "")
+        assert "is not the one" in failed.stderr
+        assert not other.is_installed
+
+
+@pytest.mark.parametrize(
+    ("url", "sha256", "text"),
+    [
+        ("", SHA256, "FLOX_NODE_PAYLOAD is not set"),
+        ("https://example.org/p", "", "FLOX_NODE_SHA256 is not set"),
+        ("ftp://example.org/p", SHA256, "is neither"),
+        ("oci://example.org/p:latest", "", "is neither"),
+    ],
+)
+def test_wrong_settings_are_told(dash: Machine, url: str, sha256: str, text: str) -> None:
+    done = dash.run(url, sha256)
+    assert done.returncode == 1
+    assert text in done.stderr
+
+
+def _made(folder: Path) -> Path:
+    os.makedirs(folder)
+    return folder
