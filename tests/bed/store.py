@@ -45,7 +45,7 @@ _LIBC = (
     "libnss_dns.so.2",
 )
 _NOT_NEEDED = ("libgcc_s.so.1",)  # loaded by name when a thread is cancelled
-_ENTER = 'mount --bind /proc "$0/proc" && mount --rbind /dev "$0/dev" && exec /usr/sbin/chroot "$0" "$@"'
+_ENTER = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && /usr/sbin/chroot "$0" "$@"'
 NIX_ENVIRONMENT = {
     "HOME": "/nonexistent",
     "LC_ALL": "C",
@@ -75,10 +75,14 @@ class Store:
         return output
 
     def popen(self, *command: str, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a program inside the root, with this machine's /proc and /dev. The mounts are gone with the program."""
+        """Start a program inside the root, with this machine's /dev. The mounts are gone with the program.
+
+        It sees no other process: Nix takes for alive what any process has open, and other tests have the same paths.
+        """
         for folder in ("proc", "dev", "tmp"):
             (self.root / folder).mkdir(exist_ok=True)
-        entering = ["/usr/bin/unshare", "--mount", "/bin/sh", "-c", _ENTER, str(self.root)]
+        alone = ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        entering = [*alone, "/bin/sh", "-c", _ENTER, str(self.root)]
         pipe = subprocess.PIPE
         return subprocess.Popen([*entering, *command], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env))
 
