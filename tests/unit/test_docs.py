@@ -15,7 +15,7 @@ from flox_node.state.policy import Policy
 from flox_node.state.policy_text import applied, rendered
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def _commands() -> list[tuple[str, str]]:
@@ -84,3 +84,9 @@ def test_the_reference_names_each_reason_event_and_metric_and_no_other() -> None
     names = set(re.findall(r"^(flox_node_\w+)(?=[{ ])", page.decode(), flags=re.MULTILINE))
     metrics = text.partition("\n## Health and metrics\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"`(flox_node_\w+)`", metrics)) == names
+
+
+def test_the_map_of_the_code_names_every_room() -> None:
+    rooms = {path.parent.name for path in (ROOT / "installer/flox_node").glob("*/__init__.py")}
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert {room for room in rooms if f"`{room}/" not in text} == set()
