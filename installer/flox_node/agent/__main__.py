@@ -35,7 +35,7 @@ def _run(arguments: list[str]) -> int:
         case ["node", mode] if mode.removeprefix("--mode=") in _MODES:
             from flox_node.agent import node
 
-            return node.serve(mode.removeprefix("--mode="))
+            return node.serve(node.NodeAgent(mode.removeprefix("--mode=")))
         case ["reporter", *_]:
             from flox_node.agent import reporter
 

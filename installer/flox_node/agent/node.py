@@ -78,6 +78,11 @@ class NodeAgent:
         self.state = dataclasses.replace(self.state, reason=Reason.INSTALLING, slot="")  # until it was looked at
 
     @property
+    def grants(self) -> Path:
+        """The folder in which the reporter grants slots."""
+        return self._other
+
+    @property
     def seen(self) -> Seen:
         """The last look at the node."""
         return self._seen
@@ -241,16 +246,15 @@ class NodeAgent:
         exchange.write(self._own, "state.json", state)
 
 
-def serve(mode: str) -> int:
+def serve(agent: NodeAgent, port: int = 9580) -> int:
     """Run the loop until SIGTERM. What a child is doing then is waited for, and nothing new is begun."""
-    agent = NodeAgent(mode)
-    health = Health(9580, ready=lambda: agent.state.phase.settled, metrics=lambda: _metrics(agent))
+    health = Health(port, ready=lambda: agent.state.phase.settled, metrics=lambda: _metrics(agent))
     stopping: list[int] = []
     wake, wakened = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     with FolderWatch() as configuration, FolderWatch() as grants:
-        grants.follow([str(exchange.REPORTER)])
+        grants.follow([str(agent.grants)])
         while not stopping:
             health.alive_for(_WORK_TIMEOUT_S + 2 * _LOOK_TIMEOUT_S)
             grants.drain()

@@ -1,20 +1,23 @@
 """One pass of the loop on the node, with the commands that it runs answered by hand."""
 
 import dataclasses
+import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flox_node.agent import exchange
+from flox_node.agent import node as loop
 from flox_node.agent.children import Ended
 from flox_node.agent.exchange import Granted, NodeState
 from flox_node.agent.node import NodeAgent
 from flox_node.agent.seen import Seen
 from flox_node.host.files import HostFiles
-from flox_node.host.watch import fingerprint
+from flox_node.host.watch import FolderWatch, fingerprint
 from flox_node.kube.names import Happening, Phase, Reason
 
 PLACE, REGISTER = "place-payload:new", "register-handler:/etc/containerd/config.toml"
@@ -366,3 +369,97 @@ def test_a_node_with_wrong_settings_that_was_never_looked_at_says_so(node: Node)
     (node.settings / "settings.toml").write_text("speed = 3")
     node.agent.converge()
     assert node.told.identity == ""
+
+
+class Loop:
+    """The waiting between two passes, with no time in it."""
+
+    def __init__(self, node: Node, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(loop, "_TICK_S", 0.0)
+        monkeypatch.setattr(loop, "_SETTLE_S", 0.0)
+        self.node, self.file = node, folder / "etc/config.toml"
+        self.file.parent.mkdir()
+        self.file.write_text("a")
+        self.files = HostFiles(folder)
+        self.due = time.monotonic() + 3600
+
+    def well(self, **change: Any) -> Seen:
+        paths = {"/etc/config.toml": list(fingerprint(self.files, "/etc/config.toml"))}
+        return dataclasses.replace(WELL, paths=paths, folders=("/etc",), **change)
+
+    def is_due_after(self, happens: Callable[[], object]) -> bool:
+        wake, wakened = os.pipe()
+        with FolderWatch() as configuration, FolderWatch() as grants:
+            configuration.follow(self.node.agent.folders())
+            grants.follow([str(self.node.agent.grants)])
+            happens()
+            try:
+                return loop._is_due(self.node.agent, configuration, grants, self.due, wake)
+            finally:
+                os.close(wake)
+                os.close(wakened)
+
+
+@pytest.fixture
+def waiting(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop(node, tmp_path, monkeypatch)
+
+
+def test_a_change_of_what_is_watched_is_a_reason_for_the_next_pass(waiting: Loop) -> None:
+    waiting.node.looks = [waiting.well()]
+    waiting.node.agent.converge()
+    assert not waiting.is_due_after(lambda: None)
+    assert waiting.is_due_after(lambda: (waiting.file.parent / "new.toml").write_text("b"))
+    assert waiting.is_due_after(lambda: waiting.file.write_text("bc"))
+
+
+def test_a_failure_waits_its_time_out_whatever_it_changed(waiting: Loop) -> None:
+    waiting.node.looks = [waiting.well(needed=(PLACE,), upgrade=True)]
+    waiting.node.runs = [failure("rolled-back", 4)]
+    waiting.node.agent.converge()
+    assert not waiting.is_due_after(lambda: waiting.file.write_text("what the rollback wrote"))
+    waiting.due = time.monotonic()
+    assert waiting.is_due_after(lambda: None)
+
+
+def test_other_settings_end_also_a_failures_time(waiting: Loop) -> None:
+    waiting.node.looks = [waiting.well(needed=(PLACE,), upgrade=True)]
+    waiting.node.runs = [failure("refused", 3)]
+    waiting.node.agent.converge()
+    assert waiting.is_due_after(lambda: (waiting.node.settings / "settings.toml").write_text('platform = "k3s"'))
+
+
+def test_a_grant_is_a_reason_only_for_a_node_that_waits_for_it(waiting: Loop) -> None:
+    waiting.node.looks = [waiting.well()]
+    waiting.node.agent.converge()
+    assert not waiting.is_due_after(lambda: exchange.write(waiting.node.other, "slot.json", Granted("other")))
+    waiting.node.looks = [dataclasses.replace(FRESH, folders=("/etc",))]
+    waiting.node.agent.converge()
+    assert waiting.is_due_after(waiting.node.grant)
+
+
+def test_the_loop_works_until_it_is_told_to_end_and_begins_nothing_new_then(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_TICK_S", 0.0)
+    node.looks, node.runs = [FRESH, FRESH, WELL], [DONE]
+    passes: list[Phase] = []
+    converge = node.agent.converge
+
+    def counted() -> float:
+        seconds = converge()
+        passes.append(node.agent.state.phase)
+        if node.agent.state.phase is Phase.WAITING:
+            node.grant()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0.0 if node.agent.state.phase is Phase.WAITING else seconds
+
+    node.agent.converge = counted  # type: ignore[method-assign]
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert loop.serve(node.agent, port=0) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(-1)
+    assert passes == [Phase.WAITING, Phase.CONVERGED]

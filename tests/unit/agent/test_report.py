@@ -11,8 +11,10 @@ from flox_node.agent import exchange, report
 from flox_node.agent.exchange import Event, Granted, NodeState, Reported
 from flox_node.agent.report import Reporter
 from flox_node.errors import OutsideError
+from flox_node.kube import slots
 from flox_node.kube.api import ApiError, Object
 from flox_node.kube.names import ENABLED, Happening, Reason
+from flox_node.kube.slots import PROVEN, SLOTS
 
 LIVE = NodeState(
     Reason.INSTALLED,
@@ -113,6 +115,19 @@ def test_an_install_is_told_with_few_requests_and_in_this_order(node: Node) -> N
     given_back = node.cluster.leases[slot]
     assert given_back["spec"]["holderIdentity"] == ""
     assert given_back["metadata"]["annotations"] == {"flox.dev/proven": "p", "flox.dev/slots": "3"}
+
+
+def test_only_who_was_first_says_how_many_slots_there_are(node: Node) -> None:
+    first = {PROVEN: "p", SLOTS: "30"}
+    node.cluster.leases["flox-node-slot-0"] = {"metadata": {"annotations": first, "resourceVersion": "1"}, "spec": {}}
+    mine = slots.name_for("n", "p", slots.parse("flox-node-slot-0", node.cluster.leases["flox-node-slot-0"]))
+    assert not mine.endswith("-0")
+    node.say(WAITING)
+    node.next = [LIVE]
+    node.reporter.run()
+    assert node.cluster.leases[mine]["metadata"]["annotations"] == {PROVEN: "p", SLOTS: "1"}
+    assert node.cluster.leases["flox-node-slot-0"]["metadata"]["annotations"] == first
+    assert not any("daemonsets" in asked for asked in node.cluster.asked)
 
 
 def test_the_label_is_set_only_when_the_handler_is_live(node: Node) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from flox_node.errors import CorruptError, FloxNodeError
+from flox_node.host.trees import Entry
 from flox_node.payload import open_payload, verify
+from flox_node.payload.verify import _climbs_out
 from tests.unit.payload import samples
 
 LIBC, TOOL = (Path("store") / Path(path).name for path in (samples.LIBC, samples.TOOL))
@@ -124,3 +126,25 @@ def _edit(top: Path, old: bytes, new: bytes) -> None:
     assert old in data
     manifest.chmod(0o644)
     manifest.write_bytes(data.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "climbs"),
+    [
+        ((), "..", True),
+        ((), "other-path/x", False),
+        (("a",), "..", False),
+        (("a",), "../other-path", False),
+        (("a",), "../..", True),
+        (("a",), "../../store/other-path", True),
+        (("a", "b"), "../../other-path/./x", False),
+        (("a", "b"), "../../..", True),
+        (("a", "b"), "./.././../../etc", True),
+        (("a",), "x/../../..", True),
+        (("a",), "/etc/ssl", False),
+    ],
+)
+def test_a_link_may_not_climb_out_of_the_store_by_a_single_level(
+    link: tuple[str, ...], target: str, climbs: bool
+) -> None:
+    assert _climbs_out(Entry(link, "symlink", 0o777, target=target)) is climbs
