@@ -72,14 +72,16 @@ def locked(project: Pins) -> dict[str, Sequence[str]]:
 
 def fill(text: str, found: Mapping[str, str]) -> str:
     """The text of pins.toml with values by their dotted names put in; everything else stays as it is."""
-    table, lines = "", []
-    for line in text.splitlines():
-        if match := re.fullmatch(r"\[(.+)\]", line):
-            table = match[1]
-        key = line.partition(" = ")[0]
-        value = found.get(f"{table}.{key}")
-        lines.append(line if value is None else f'{key} = "{value}"')
-    return "".join(f"{line}\n" for line in lines)
+    import tomlkit  # of the virtual environment; what a release is built with needs none
+
+    document = tomlkit.parse(text)
+    for name, value in found.items():
+        *tables, key = name.split(".")
+        place: Any = document
+        for table in tables:
+            place = place[table]
+        place[key] = value
+    return document.as_string()
 
 
 def _values(pins: Pins) -> Iterator[tuple[str, str, re.Pattern[str]]]:

@@ -179,7 +179,7 @@ class FakeSystemd:
 
     def status(self, unit: str) -> UnitStatus:
         active = self.active[unit]
-        return UnitStatus("active" if active else "inactive", "running" if active else "dead", 1 if active else 0)
+        return UnitStatus("active" if active else "inactive", "running" if active else "dead")
 
     def restart(self, unit: str, *, timeout: float) -> None:
         assert unit == "containerd.service"

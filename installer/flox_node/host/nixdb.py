@@ -21,7 +21,7 @@ class ValidPath:
 def valid_paths(database: Path) -> dict[str, ValidPath]:
     """All registered paths of the database file `.../nix/var/nix/db/db.sqlite`.
 
-    None when it does not exist, or when Nix was killed before it had made its tables.
+    Empty when it does not exist, or when Nix was killed before it had made its tables.
 
     Raises:
         CorruptError: it is no Nix database.

@@ -25,11 +25,10 @@ _RELOAD_TIMEOUT_S = 60.0  # it runs every generator of the node
 
 @dataclass(frozen=True)
 class UnitStatus:
-    """What systemd says of a unit. `main_pid` is 0 when it has none."""
+    """What systemd says of a unit."""
 
     active: str
     sub: str
-    main_pid: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class StoppedSystemd:
 
     def status(self, unit: str) -> UnitStatus:
         """See Systemd: nothing runs."""
-        return UnitStatus("inactive", "dead", 0)
+        return UnitStatus("inactive", "dead")
 
     def restart(self, unit: str, *, timeout: float) -> None:
         """See Systemd: what runs at the boot runs anew."""
@@ -135,7 +134,6 @@ class DbusSystemd:
             return UnitStatus(
                 active=_property(bus, path, f"{_NAME}.Unit", "ActiveState"),
                 sub=_property(bus, path, f"{_NAME}.Unit", "SubState"),
-                main_pid=_property(bus, path, f"{_NAME}.Service", "MainPID") if unit.endswith(".service") else 0,
             )
 
     def restart(self, unit: str, *, timeout: float) -> None:

@@ -22,7 +22,6 @@ SCRIPT = f"{STATE_DIR}/flox-node-rollback.sh"
 BACKUPS = f"{STATE_DIR}/backups"
 ARMED = f"{STATE_DIR}/armed"
 FIRING = f"{STATE_DIR}/firing"
-LAST_ROLLBACK = f"{STATE_DIR}/last-rollback"
 _CONFIRMED = f"{STATE_DIR}/confirmed"
 _DEADLINE = "flox-node-deadline"
 _SETTLE_S = 90.0

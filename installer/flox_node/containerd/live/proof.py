@@ -27,8 +27,6 @@ _NOTHING_WRITTEN = "containerd's configuration was not written. `flox-node conta
 # Of a runtime that a file defines, 1.7 dumps what the file says; of the built-in one, this default, which is the same.
 _SAME_AS_UNSET = {"sandbox_mode": "podsandbox", "sandboxer": "podsandbox"}
 
-Leaves = Mapping[tuple[str, ...], Any]
-
 
 def prove(
     host: Host, found: Daemon, version: ContainerdVersion, edits: Sequence[Edit], handler: Handler, config: str
