@@ -42,6 +42,7 @@ def _rewrite(box: NodeBox) -> None:
     without_ours = re.sub(r"# flox-node: begin.*?# flox-node: end[^\n]*\n", "", text, flags=re.DOTALL)
     assert without_ours != text
     box.write(CONFIG, without_ours + NVIDIA)
+    box.run("systemctl restart containerd")  # as the toolkit does
 
 
 def _former_bytes(box: NodeBox) -> None:

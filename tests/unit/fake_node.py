@@ -1,7 +1,9 @@
 """A node for unit tests: a folder as its root, and a CRI server that reads its configuration as containerd does.
 
 The CRI server speaks real gRPC over a real socket, so the product's own client is what is tested; what is fake is that
-"restarting" it means reading config.toml again.
+"restarting" it means reading its files again, with the product's model of that release: the model is held to the real
+daemons by tests of its own. As the real one it runs on without a CRI where that does not load, and exits where it
+refuses a file.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import sqlite3
 import subprocess
 import threading
-import tomllib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -20,6 +22,8 @@ from typing import Any
 
 import grpc
 
+from flox_node.containerd.config.effective import Effective, load
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live.grpc import as_bytes, fields
 from flox_node.errors import OutsideError
 from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitSettings, UnitStatus
@@ -52,26 +56,41 @@ class FakeContainerd:
         self.restarts = 0
         self.ignore_handlers: set[str] = set()  # with flox in its configuration it does not bring these up
         self.refuses_to_start = False
+        self.loads_cri = True
+        self.status_calls = 0
+        self.config: dict[str, Any] = {}
         self.read_config()
 
     def read_config(self) -> None:
         """What a start does."""
         if self.refuses_to_start:
             raise OutsideError("containerd does not start")
-        data = tomllib.loads((self.root / CONFIG.lstrip("/")).read_text())
-        table = data.get("plugins", {}).get(PLUGIN, {}).get("containerd", {}).get("runtimes", {})
+        effective = self.effective()
+        if effective.cri is None:
+            raise OutsideError(f"containerd does not start: {effective.refused}")
+        self.started_at = time.time() - 0.05  # a file's times are up to a tick behind the clock
+        self.loads_cri = effective.cri.state == "ok"
+        self.default = effective.cri.default_runtime
+        table = effective.cri.runtimes
         self.handlers = {
             name: {"runtimeType": runtime.get("runtime_type"), "options": runtime.get("options")}
             for name, runtime in table.items()
             if name not in self.ignore_handlers or "flox" not in table
         }
+        settings = {each.path[2:]: each.value for each in effective.settings if each.path[0] == "plugins"}
+        self.config = {_camel(path[0]): value for path, value in settings.items() if len(path) == 1}
+
+    def effective(self) -> Effective:
+        """What this release makes of the files as they are."""
+        return load(CONFIG, HostFiles(self.root), ContainerdVersion.parse(self.version))
 
     def answer(self, method: str) -> bytes:
         """The answer to one call, in protobuf's wire format."""
         if method == "Version":
             return _field(2, b"containerd") + _field(3, self.version.encode()) + _field(4, b"v1")
         if method == "Status":
-            config = {"containerd": {"defaultRuntimeName": "runc", "runtimes": self.handlers}}
+            self.status_calls += 1
+            config = {**self.config, "containerd": {"defaultRuntimeName": self.default, "runtimes": self.handlers}}
             return _field(2, _field(1, b"config") + _field(2, json.dumps(config).encode()))
         if method == "ListContainers":
             return b""
@@ -85,13 +104,20 @@ class FakeContainerd:
             for name, handler in self.sandboxes
         )
 
+    def _answered(self, method: str, context: Any) -> bytes:
+        if not self.loads_cri:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown service runtime.v1.RuntimeService")
+        return self.answer(method)
+
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Listen on the node's CRI socket."""
         (self.root / "run/containerd").mkdir(parents=True)
         server = grpc.server(ThreadPoolExecutor(max_workers=2))
         methods = {
-            name: grpc.unary_unary_rpc_method_handler(lambda _request, _context, name=name: self.answer(name))
+            name: grpc.unary_unary_rpc_method_handler(
+                lambda _request, context, name=name: self._answered(name, context)
+            )
             for name in ("Version", "Status", "ListPodSandbox", "ListContainers")
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("runtime.v1.RuntimeService", methods),))
@@ -178,7 +204,7 @@ class FakeSystemd:
         self._systemctl.chmod(0o755)
 
     def status(self, unit: str) -> UnitStatus:
-        active = self.active[unit]
+        active = self.active.get(unit, False)
         return UnitStatus("active" if active else "inactive", "running" if active else "dead")
 
     def restart(self, unit: str, *, timeout: float) -> None:
@@ -226,30 +252,34 @@ class FakeSystemd:
 class FakeProcesses:
     """Runs `containerd config dump` and `nix-store --load-db` as far as an install needs them."""
 
-    def __init__(self, root: Path, version: str = "1.7.24") -> None:
-        self._root, self.version = root, version
+    def __init__(self, root: Path, containerd: FakeContainerd | None = None) -> None:
+        self._root, self._containerd = root, containerd
         self.others: list[RunningProcess] = []  # beside containerd
         self.booted_at: float | None = None
 
     def run(
         self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
     ) -> Completed:
-        if list(argv) == ["/usr/bin/containerd", "--version"]:
-            return Completed(0, f"containerd github.com/containerd/containerd {self.version}".encode(), b"")
         if argv[-1] == "--load-db":
             self._load_db(input)
             return Completed(0, b"", b"")
         if list(argv[1:]) == ["features"] and argv[0] == "/opt/flox-node/bin/flox-runtime":
             return Completed(0, b"{}", b"")
+        if list(argv) == ["/opt/flox-node/bin/flox", "--version"]:
+            return Completed(0, b"1.14.1\n", b"")
         if (program := self._root / argv[0].lstrip("/")).is_file():  # what was really written to the node
             return Completed(subprocess.run([program], check=False).returncode, b"", b"")
+        assert argv[0] == "/usr/bin/containerd"
+        assert self._containerd is not None
+        if list(argv[1:]) == ["--version"]:
+            return Completed(
+                0, f"containerd github.com/containerd/containerd {self._containerd.version} abc\n".encode(), b""
+            )
         assert list(argv[-2:]) == ["config", "dump"]
-        text = (self._root / argv[2].lstrip("/")).read_bytes()
-        try:
-            tomllib.loads(text.decode())
-        except tomllib.TOMLDecodeError as error:
-            return Completed(1, b"", f"containerd: failed to load TOML: {error}".encode())
-        return Completed(0, text, b"")
+        dumped = load(argv[2], HostFiles(self._root), ContainerdVersion.parse(self._containerd.version))
+        if dumped.refused:
+            return Completed(1, b"", f"containerd: failed to load TOML: {dumped.refused}".encode())
+        return Completed(0, "".join(f"{_toml(k)} = {_toml(v)}\n" for k, v in dumped.merged.items()).encode(), b"")
 
     @contextmanager
     def started(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[Finish]:
@@ -269,7 +299,7 @@ class FakeProcesses:
         return [process for process in self.others if process.argv[0].rpartition("/")[2] in names]
 
     def started_at(self, pid: int) -> float | None:
-        return self.booted_at
+        return self.booted_at if pid == 1 or self._containerd is None else self._containerd.started_at
 
     def _load_db(self, registration: bytes) -> None:
         database = self._root / "nix/var/nix/db/db.sqlite"
@@ -302,7 +332,7 @@ class FakeNode:
         self.config.write_text(config)
         self.containerd = FakeContainerd(root, version)
         self.systemd = FakeSystemd(self.containerd)
-        self.processes = FakeProcesses(root, version)
+        self.processes = FakeProcesses(root, self.containerd)
         self.host = Host(HostFiles(root), self.processes, self.systemd)  # type: ignore[arg-type]
 
     def tree(self) -> dict[str, tuple[int, bytes]]:
@@ -317,6 +347,17 @@ class FakeNode:
             )
             found[name] = (path.lstat().st_mode, content)
         return found
+
+
+def _camel(key: str) -> str:
+    first, *others = key.split("_")
+    return first + "".join(map(str.capitalize, others))
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
 
 def _field(number: int, value: bytes) -> bytes:

@@ -8,6 +8,7 @@ unless it is confirmed (`containerd.commit`), and it is confirmed only when the 
 from __future__ import annotations
 
 import base64
+import contextlib
 import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -22,16 +23,17 @@ from flox_node.containerd.config.effective import MapReader, Reader
 from flox_node.containerd.config.registration import Registration, from_json, to_json
 from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
 from flox_node.containerd.config.version import ContainerdVersion
-from flox_node.containerd.live import daemon, nodeadm_check, proof, restart
+from flox_node.containerd.live import daemon, nodeadm_check, pending, proof, restart
 from flox_node.containerd.live.change import Change, carry_out, missing_folders, write_all
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
-from flox_node.errors import OutsideError
+from flox_node.errors import FloxNodeError, OutsideError
 from flox_node.host import Host
 from flox_node.host.files import ConcurrentWriteError
 
 DEADLINE_S = 60.0
 RESTARTS_PER_HOUR = 6
+_SEARCH_PATH = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class RegisterHandler(Action[HandlerGap]):
     """Put the handler's table where it belongs and have the containerd behind `socket` serve it.
 
     `registration` says which files that are (see `containerd.config.registration`). A restart that is not confirmed
-    within `deadline_s` seconds is undone; a server of k3s restarts a control plane and needs more. `unit` and `program`
-    are the containerd's, for a day when it does not run. `running` is what the planner saw of it a moment ago.
+    within `deadline_s` seconds is undone; a server of k3s restarts a control plane and needs more. `unit`, `program`,
+    `version` are of the containerd that it was made for: it may be another one later, or not run at all. `running` is
+    what the planner saw of it a moment ago.
     """
 
     kind: ClassVar[str] = "register-handler"
@@ -62,6 +65,7 @@ class RegisterHandler(Action[HandlerGap]):
     deadline_s: float = DEADLINE_S
     unit: str = field(default="containerd.service", compare=False)
     program: str = field(default="", compare=False)
+    version: str = field(default="", compare=False)
     restarts_per_hour: int = field(default=RESTARTS_PER_HOUR, metadata={"recorded": False}, compare=False)
     running: Running | None = field(default=None, metadata={"recorded": False}, compare=False)
 
@@ -88,7 +92,8 @@ class RegisterHandler(Action[HandlerGap]):
         return None
 
     def preflight(self, host: Host, gap: HandlerGap) -> None:
-        """Where a restart is needed, it must be one that is safe here."""
+        """Where a restart is needed, it must be one that is safe here, and make nothing live but our edit."""
+        self._require_nothing_pending(host, gap.running)
         restart.require_safe(host, gap.running.daemon, per_hour=self.restarts_per_hour)
 
     def preview(self, gap: HandlerGap) -> str:
@@ -138,22 +143,72 @@ class RegisterHandler(Action[HandlerGap]):
     def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> None:
         """The old bytes where nobody else wrote since, else our table removed; then a restart, and the CRI is asked.
 
+        A containerd that does not answer now is not asked before, only afterwards: we may be the reason.
+
         Raises:
+            RefusedError: a restart would not be safe here.
             RolledBackError: containerd does not come back without the handler; it is registered again.
-            OutsideError: containerd does not come back.
+            OutsideError: containerd does not come back, or its version cannot be found out.
         """
-        running = Running(daemon.find(host, self.socket), daemon.cri(host, self.socket).wait(self.deadline_s))
+        try:
+            running = daemon.look(host, self.socket, patience_s=self.deadline_s)
+        except FloxNodeError:
+            self._revert_unanswered(host, before, progress)
+            return
         edits = self._withdrawn_exactly(host, running.version, before)
         if self._is_live(running.status):
+            self._require_nothing_pending(host, running)
             restart.require_safe(host, running.daemon)
             put_script(host)
             change = Change(edits, self._judge_removal, dict, self.deadline_s)
-            carry_out(host, running.daemon, running.status, change, lambda _: None)
+            carry_out(host, running.daemon, running.status, change, progress)
         else:
             write_all(host, edits)
-        for folder in before.get("folders", ()):
-            if not host.files.listdir(folder):
-                host.files.remove(folder)
+        _remove_empty(host, before.get("folders", ()))
+
+    def _revert_unanswered(self, host: Host, before: Before, progress: Progress) -> None:
+        """Nothing is armed: what there is to go back to does not work."""
+        unit, version = self.identify(host)
+        edits = self._withdrawn_exactly(host, version, before)
+        write_all(host, edits)
+        _remove_empty(host, before.get("folders", ()))
+        if not edits:
+            return  # it is not down because of us
+        progress(f"taken out of {', '.join(edit.path for edit in edits)}")
+        try:
+            status = restart.start_again(host, unit, self.socket, self.deadline_s)
+        except FloxNodeError as error:
+            progress(f"containerd {version} does not answer without it either: {error.cause}")
+            return
+        if self._is_live(status):
+            raise OutsideError(f"containerd still serves the handler {self.handler} after its removal.")
+        progress("containerd answers again")
+
+    def identify(self, host: Host) -> tuple[str, ContainerdVersion]:
+        """The unit of the containerd behind the socket, and its version, from its program: it need not answer.
+
+        Raises:
+            OutsideError: no program tells its version.
+        """
+        process = host.processes.socket_owner(self.socket)
+        program = daemon.program_of(host, process) if process else None
+        unit = (process.unit if process else None) or self.unit
+        for candidate in (program, self.program, host.processes.which("containerd", _SEARCH_PATH)):
+            if candidate:
+                with contextlib.suppress(OutsideError):
+                    return unit, daemon.version_of(host, candidate)
+        if self.version:
+            return unit, ContainerdVersion.parse(self.version)
+        raise OutsideError("No containerd on this node tells its version.")
+
+    def without_us(self, host: Host, version: ContainerdVersion) -> MapReader:
+        """The node's files as they would be without the handler."""
+        return MapReader({edit.path: edit.after for edit in self._withdrawals(host.files, version)}, host.files)
+
+    def _require_nothing_pending(self, host: Host, running: Running) -> None:
+        found = pending.find(host, running, self.registration, self._handler())
+        if found:
+            raise pending.refusal(found, running.daemon.unit)
 
     def owns(self, host: Host, before: Before) -> Iterable[Owned]:
         """Files of others with our table in them, and containerd's root file, which leads to it."""
@@ -221,6 +276,12 @@ class RegisterHandler(Action[HandlerGap]):
                 remedy="`flox-node containerd explain` shows which file registers it.",
             )
         restart.require_former(before, after, but=self.handler)
+
+
+def _remove_empty(host: Host, folders: Iterable[str]) -> None:
+    for folder in folders:
+        if not host.files.listdir(folder):
+            host.files.remove(folder)
 
 
 def _remembered(old: bytes | None, written: bytes | None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.host.watch import fingerprint
 from flox_node.payload import Payload
-from flox_node.plan import NodeStatus, Outcome, preview, runs, status, store, watched
+from flox_node.plan import NodeStatus, Outcome, StepResult, preview, status, store, watched
+from flox_node.plan.heal import OursToBlameError
 from flox_node.plan.planner import HANDLER
 from flox_node.settings import Settings
 
@@ -24,11 +25,13 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
     # Before everything else: what changes while we look is noticed later.
     fingerprints = {path: list(fingerprint(host.files, path)) for path in watch.paths}
     found: NodeStatus | None = None
-    needed: list[runs.StepResult] = []
+    needed: list[StepResult] = []
     error = None
     try:
         found = status(host, settings)
         needed = [step for step in preview(host, payload, settings).steps if step.outcome is Outcome.NEEDED]
+    except OursToBlameError as failure:
+        needed = [StepResult(f"{RegisterHandler.kind}:", "take the handler out", Outcome.NEEDED, failure.cause)]
     except FloxNodeError as failure:
         error = failure.as_dict()
     manifest = payload.manifest

@@ -1,8 +1,9 @@
 """Which actions bring a node to the desired state, and the runs that carry them out or take them back."""
 
 from flox_node.plan.planner import Settings, plan_install
-from flox_node.plan.runs import Outcome, Preview, StepResult, install, preview, uninstall
+from flox_node.plan.runs import Preview, install, preview, uninstall
 from flox_node.plan.status import NodeStatus, status
+from flox_node.plan.steps import Outcome, StepResult
 
 __all__ = [
     "NodeStatus",

@@ -24,7 +24,8 @@ from flox_node.payload import Payload
 from flox_node.plan import labels
 from flox_node.plan.detect import recognise
 from flox_node.plan.planner import placing, registering, units
-from flox_node.plan.runs import Outcome, Report, StepResult, carry_out_all, receipt
+from flox_node.plan.runs import receipt
+from flox_node.plan.steps import Outcome, Report, StepResult, carry_out_all
 from flox_node.platforms import Platform
 from flox_node.settings import Settings
 from flox_node.state.ledger import Ledger

@@ -7,22 +7,24 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.actions import Action, ImportImage, PlacePayload, WritePolicy
+from flox_node.actions import Action, ImportImage, PlacePayload, RegisterHandler, WritePolicy
 from flox_node.actions.create_directory import was_made
 from flox_node.actions.mount_nix import NIX
 from flox_node.actions.paths import CURRENT
 from flox_node.containerd.live import commit, daemon
+from flox_node.containerd.live.daemon import Running
 from flox_node.environments import collect, work
 from flox_node.environments.paths import Paths
-from flox_node.errors import OutsideError
+from flox_node.errors import FloxNodeError, OutsideError
 from flox_node.host import Host
 from flox_node.host.lock import exclusive
 from flox_node.payload import Manifest
 from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import NIX_ENVIRONMENT, folder_of
-from flox_node.plan import labels
+from flox_node.plan import heal, labels
 from flox_node.plan.planner import inner_runtime
-from flox_node.plan.runs import Outcome, Report, carry_out, machine_id, take_back
+from flox_node.plan.runs import machine_id
+from flox_node.plan.steps import Report, carry_out_all, take_back
 from flox_node.platforms import DEFAULT_SOCKET
 from flox_node.state.ledger import Ledger
 
@@ -54,17 +56,33 @@ def boot(host: Host, report: Report) -> Swept:
         if ledger.receipt is None or ledger.interrupted:
             return Swept()  # an install that was killed is finished or undone as a whole
         socket = _socket(ledger)
-        running = daemon.look(host, socket, patience_s=30.0)
+        running, registration = _settled_containerd(host, ledger, socket, report)
         actions: tuple[Action[Any], ...] = (WritePolicy(inner_runtime(host, running)), ImportImage(socket))
         is_first = not ledger.receipt.machine_id  # of a node whose image we were put into
         recorded = [action for action in actions if is_first or action.key in ledger.records]
-        results = [carry_out(host, ledger, action, report) for action in recorded]
+        carry_out_all(host, ledger, [*recorded, *registration], report)
         if is_first:
             labels.restore(host, ledger)
             ledger.receipt = dataclasses.replace(ledger.receipt, machine_id=machine_id(host))
-        if is_first or any(result.outcome is Outcome.DONE for result in results):
+        if is_first or ledger.changed:
             _conclude(ledger)
         return Swept(sandboxes=_forget_pods(host, socket))
+
+
+def _settled_containerd(
+    host: Host, ledger: Ledger, socket: str, report: Report
+) -> tuple[Running, tuple[RegisterHandler, ...]]:
+    """The containerd that answers, and the registration where it has to be made anew for it: it is another release."""
+    found = heal.registered(ledger)
+    try:
+        running = daemon.look(host, socket, patience_s=30.0)
+    except FloxNodeError:
+        if not heal.heal(host, ledger, report):
+            raise
+        running = daemon.look(host, socket, patience_s=30.0)
+    if found is None or found[1].version == running.status.version:
+        return running, ()
+    return running, (dataclasses.replace(found[1], version=running.status.version, running=running),)
 
 
 def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:

@@ -103,6 +103,7 @@ def registering(host: Host, platform: Platform, settings: Settings, running: Run
         "deadline_s": settings.deadline_s or platform.restart_deadline_s,
         "unit": running.daemon.unit,
         "program": running.daemon.exe,
+        "version": running.status.version,
         "restarts_per_hour": settings.restarts_per_hour,
     }
 

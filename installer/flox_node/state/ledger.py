@@ -174,6 +174,11 @@ class Ledger:
         self.receipt = receipt
         self.interrupted = False
 
+    @property
+    def changed(self) -> bool:
+        """Whether something was journalled that no receipt concludes yet."""
+        return self.files.read_optional(JOURNAL) is not None
+
     def _append(self, entry: dict[str, Any]) -> None:
         if self.torn_journal is not None:
             self.files.write_atomic(JOURNAL, self.torn_journal, 0o600)

@@ -239,6 +239,7 @@ def test_a_repair_captures_what_the_other_tool_wrote(node: FakeNode, payload: Pa
     install(node.host, payload, SETTINGS, _ignore)
     theirs = KUBEADM.replace("pause:3.9", "pause:3.10")
     node.config.write_text(theirs)
+    node.containerd.read_config()  # it restarts containerd, as such tools do
     found = status(node.host, SETTINGS)
     assert [drift.key for drift in found.drift] == ["register-handler:/etc/containerd/config.toml"]
     install(node.host, payload, SETTINGS, _ignore)

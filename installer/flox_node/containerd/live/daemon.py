@@ -172,14 +172,16 @@ def find(host: Host, socket: str = DEFAULT_SOCKET, *, patience_s: float = 10.0) 
 
 
 def look(host: Host, socket: str, *, patience_s: float = 0.0) -> Running:
-    """The containerd behind `socket` and what its CRI says; one that is just starting gets `patience_s` to answer.
+    """The containerd behind `socket` and what its CRI says; it gets `patience_s` from its start on to answer.
 
     Raises:
         RefusedError: see `find`.
         OutsideError: the CRI does not answer.
     """
     found = find(host, socket)
-    return Running(found, cri(host, socket).wait(patience_s))
+    started = host.processes.started_at(found.pid)
+    rest = patience_s if started is None else min(patience_s, started + patience_s - time.time())
+    return Running(found, cri(host, socket).wait(rest))
 
 
 def version_of(host: Host, program: str) -> ContainerdVersion:

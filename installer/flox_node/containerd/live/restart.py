@@ -89,10 +89,20 @@ def restart(host: Host, found: Daemon, units: Sequence[str], patience_s: float) 
     end = time.monotonic() + patience_s
     host.systemd.restart(found.unit, timeout=patience_s)
     status = cri(host, found.socket).wait(max(0.0, end - time.monotonic()))
-    for unit in units:
-        # EKS' kubelet Requires=containerd: systemd stops it along, and a restart after a failed start leaves it down.
-        if host.systemd.status(unit).active != "active":
-            host.systemd.start(unit, timeout=max(1.0, end - time.monotonic()))
+    _start(host, units, end)
+    return status
+
+
+def start_again(host: Host, unit: str, socket: str, patience_s: float) -> CriStatus:
+    """Start a containerd's unit anew that does not answer, with all that is bound to it, and wait until the CRI does.
+
+    Raises:
+        OutsideError: it does not within `patience_s` seconds.
+    """
+    end = time.monotonic() + patience_s
+    host.systemd.restart(unit, timeout=patience_s)
+    status = cri(host, socket).wait(max(0.0, end - time.monotonic()))
+    _start(host, host.systemd.bound_units(unit), end)
     return status
 
 
@@ -114,6 +124,13 @@ def require_former(before: CriStatus, after: CriStatus, *, but: str = "") -> Non
     ]
     if lost:
         raise OutsideError(f"containerd restarted, but lost or changed the handler {', '.join(sorted(lost))}.")
+
+
+def _start(host: Host, units: Sequence[str], end: float) -> None:
+    for unit in units:
+        # EKS' kubelet Requires=containerd: systemd stops it along, and a restart after a failed start leaves it down.
+        if host.systemd.status(unit).active != "active":
+            host.systemd.start(unit, timeout=max(1.0, end - time.monotonic()))
 
 
 def running_containers(host: Host, found: Daemon) -> frozenset[str]:

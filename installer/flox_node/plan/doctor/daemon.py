@@ -8,9 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Finding
+from flox_node.containerd.live import pending
 from flox_node.containerd.live.cri import CriStatus
+from flox_node.containerd.live.daemon import Running
+from flox_node.containerd.live.pending import Pending
 from flox_node.errors import FloxNodeError
+from flox_node.plan import heal
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, skipped, told, warning
 from flox_node.plan.doctor.node import Node
 from flox_node.plan.planner import HANDLER, SHIM
@@ -51,7 +56,8 @@ def _cri(node: Node) -> CriStatus | str:
     try:
         return node.status
     except FloxNodeError as error:
-        return error.cause
+        blamed = heal.blame(node.host, node.ledger)
+        return blamed.cause if blamed is not None else error.cause
 
 
 def _decide_cri(found: CriStatus | str) -> Verdict:
@@ -69,6 +75,18 @@ def decide_configuration(findings: tuple[Finding, ...]) -> Verdict:
         for severity in ("error", "warning")
     }
     return told(texts["error"] or texts["warning"], state=State.PROBLEM if texts["error"] else State.WARNING)
+
+
+def _pending(node: Node) -> tuple[Pending, ...]:
+    running = Running(node.daemon, node.status)
+    found = heal.registered(node.ledger) if node.installed else None
+    registration = found[1].registration if found else node.registration
+    return pending.find(node.host, running, registration, Handler(HANDLER, SHIM))
+
+
+def decide_pending(found: tuple[Pending, ...]) -> Verdict:
+    """What a restart of containerd, whoever does it, would bring beside what runs now."""
+    return told([f"a restart would make live: {each}" for each in found[:5]], state=State.WARNING)
 
 
 @dataclass(frozen=True)
@@ -230,7 +248,8 @@ CHECKS: tuple[Check[Any], ...] = (
     Check(
         "cri-answers",
         "containerd has loaded its CRI plugin",
-        "`flox-node containerd explain` shows why the plugin does not load; repair that file and restart containerd",
+        "`flox-node containerd explain` shows why the plugin does not load; repair that file and restart containerd. "
+        "Where it is our handler, `flox-node install` registers it anew, and `flox-node uninstall` takes it out",
         _cri,
         _decide_cri,
     ),
@@ -248,6 +267,14 @@ CHECKS: tuple[Check[Any], ...] = (
         "the file put back",
         _findings,
         decide_configuration,
+    ),
+    Check(
+        "pending-changes",
+        "a restart of containerd would bring it back as it is",
+        "correct or take back that change, or restart containerd yourself and see that the node is well: until then "
+        "flox-node does not restart it",
+        _pending,
+        decide_pending,
     ),
     Check(
         "handler-live",

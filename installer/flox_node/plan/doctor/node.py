@@ -7,11 +7,13 @@ from functools import cached_property
 from typing import TypeVar
 
 from flox_node.containerd.config.effective import Effective, load
+from flox_node.containerd.config.registration import Registration
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live import daemon as containerd
 from flox_node.containerd.live.cri import CriStatus, Sandbox
 from flox_node.errors import FloxNodeError, OutsideError
 from flox_node.host import Host, RunningProcess
+from flox_node.plan.detect import recognise
 from flox_node.plan.planner import Settings
 from flox_node.state.ledger import Ledger
 
@@ -92,6 +94,16 @@ class Node:
             if isinstance(registration, dict) and registration.get("config"):
                 return str(registration["config"])
         return containerd.DEFAULT_CONFIG
+
+    @property
+    def registration(self) -> Registration:
+        """How the handler would be registered here.
+
+        Raises:
+            RefusedError: there is no containerd, or signs of platforms contradict each other.
+        """
+        platform = recognise(self.host, socket=self.socket, named=self.settings.platform).platform
+        return platform.register(self.daemon.config_path, self.host.files)
 
     @cached_property
     def effective(self) -> Effective:

@@ -5,7 +5,7 @@ EKS), the files that count are the platform's own extension points, and the rend
 """
 
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.registration.base import Registration, from_json, to_json
+from flox_node.containerd.config.registration.base import NextStart, Registration, from_json, to_json
 from flox_node.containerd.config.registration.copied import Copied
 from flox_node.containerd.config.registration.k0s import K0s
 from flox_node.containerd.config.registration.nodeadm import NodeConfig
@@ -18,6 +18,7 @@ __all__ = [
     "Copied",
     "Edit",
     "K0s",
+    "NextStart",
     "NodeConfig",
     "Plain",
     "Rancher",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from flox_node.containerd.config.edit import Edit
@@ -11,6 +12,19 @@ from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Effective, Reader
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import CorruptError, RefusedError
+
+
+@dataclass(frozen=True)
+class NextStart:
+    """What the platform makes of its own inputs when it starts containerd the next time, without us.
+
+    `inputs` are the files and folders that it reads, `files` what it will have written then, as far as it is known;
+    `untold` says why it is not.
+    """
+
+    inputs: tuple[str, ...] = ()
+    files: Mapping[str, bytes | None] = field(default_factory=dict)
+    untold: str = ""
 
 
 class Registration(Protocol):
@@ -33,6 +47,10 @@ class Registration(Protocol):
 
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
         """The edits that take the handler out again; () when it is nowhere."""
+        ...
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """What a restart makes of the platform's inputs; nothing where containerd reads what lies there."""
         ...
 
 

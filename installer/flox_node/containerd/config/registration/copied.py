@@ -8,7 +8,7 @@ from typing import ClassVar
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration.base import changed, known
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 
@@ -36,6 +36,10 @@ class Copied:
         durable = Plain(self.source).withdrawals(reader, version, handler)
         live = Plain(self.config).withdrawals(reader, version, handler)
         return changed((*(self._as_source(edit) for edit in durable), *live))
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration."""
+        return NextStart()
 
     def _as_source(self, edit: Edit) -> Edit:
         return SourceEdit(edit.path, edit.before, edit.after) if edit.path == self.source else edit

@@ -11,7 +11,7 @@ from flox_node.containerd.config.document import parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, is_our_binary
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.registration.base import changed, known, require_cri
+from flox_node.containerd.config.registration.base import NextStart, changed, known, require_cri
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -52,6 +52,14 @@ class K0s:
         if version.merges_deeply:
             return Plain(self.config).withdrawals(reader, version, handler)
         return changed((SourceEdit(self._own, reader.read_optional(self._own), None),))
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration. On 2.x the root imports the folder: the files themselves are what counts."""
+        if version.merges_deeply:
+            return NextStart((self.folder,))
+        names = [name for name in reader.listdir(self.folder) if name.endswith(".toml")]
+        others = [path for name in names if (path := posixpath.join(self.folder, name)) != self._own]
+        return NextStart((*others,), untold="k0s merges it into containerd's configuration at its next start")
 
     def _refuse_foreign(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> None:
         for name in reader.listdir(self.folder):

@@ -23,7 +23,7 @@ from flox_node.containerd.config.document import Path
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, inherited_table, is_our_binary, table_for
 from flox_node.containerd.config.effective import Effective, Reader, load
-from flox_node.containerd.config.registration.base import changed, known, require_cri
+from flox_node.containerd.config.registration.base import NextStart, changed, known, require_cri
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -89,6 +89,10 @@ class NodeConfig:
         """See Registration."""
         live = Plain(self.config).withdrawals(reader, version, handler)
         return changed((SourceEdit(self.fragment, reader.read_optional(self.fragment), None), *live))
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration."""
+        return NextStart()
 
     def _is_read(self, reader: Reader) -> bool:
         folder = posixpath.dirname(self.fragment)

@@ -9,7 +9,7 @@ from flox_node.containerd.config import placement
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.registration.base import changed, known
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.version import ContainerdVersion
 
 
@@ -29,3 +29,7 @@ class Plain:
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
         """See Registration."""
         return placement.withdraw(load(self.config, reader, version), reader, handler)
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration."""
+        return NextStart()

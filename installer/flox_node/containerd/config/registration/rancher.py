@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from flox_node.containerd.config import block, placement, schema
 from flox_node.containerd.config.document import Path, parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.editor import Handler, Patch, register
+from flox_node.containerd.config.editor import Handler, Patch, register, remove
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.registration.base import changed, known, require_cri
+from flox_node.containerd.config.registration.base import NextStart, changed, known, require_cri
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -70,6 +70,21 @@ class Rancher:
             if before is not None and block.find_in_text(_text(before), handler.name):
                 found.append(SourceEdit(path, before, _without_block(before, handler)))
         return changed(tuple(found))
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration. A template that is more than text behind the base cannot be rendered here."""
+        path, template = self._template(reader, version)
+        rendered = reader.read_optional(self.config)
+        if template is None or rendered is None:
+            return NextStart((path,))
+        text = _text(_without_block(template, handler) or b"").removeprefix(_HEAD)
+        base, found, added = text.partition(_BASE.strip())
+        if text and (not found or base.strip() or "{{" in added):
+            return NextStart((path,), untold="it is a template of its own that only a start renders")
+        now = _text(remove(rendered, handler, version).result)
+        if added.strip() and added.strip() not in now:
+            now = now.rstrip("\n") + "\n" + added.lstrip("\n")
+        return NextStart((path,), {self.config: _bytes(now)})
 
     def _template(self, reader: Reader, version: ContainerdVersion) -> tuple[str, bytes | None]:
         """The template that the service uses at its next start, and its bytes."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import MapReader, Reader
-from flox_node.containerd.config.registration.base import changed, known
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -78,3 +78,7 @@ class Relocated:
                 SourceEdit(self.unit_file, unit, None),
             )
         )
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration."""
+        return NextStart()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, register, remove
 from flox_node.containerd.config.effective import Reader
-from flox_node.containerd.config.registration.base import changed, known
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
+
+_PLACEHOLDER = re.compile(r"\$\{\w+\}")
 
 
 @known
@@ -42,3 +45,27 @@ class Template:
         if source is None:
             return ()
         return changed((SourceEdit(self.template, source, remove(source, handler, version).result),))
+
+    def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
+        """See Registration. What is filled in is taken from what was filled in at the last start."""
+        source, rendered = reader.read_optional(self.template), reader.read_optional(self.config)
+        if source is None or rendered is None:
+            return NextStart((self.template,))
+        text = remove(source, handler, version).result.decode(errors="surrogateescape")
+        values = _filled_in(text, rendered.decode(errors="surrogateescape"))
+        for name, value in values.items():
+            text = text.replace(name, value)
+        return NextStart((self.template,), {self.config: text.encode(errors="surrogateescape")})
+
+
+def _filled_in(template: str, rendered: str) -> dict[str, str]:
+    """The placeholders of a template with their values, from the lines that are the same otherwise."""
+    values: dict[str, str] = {}
+    for line in template.splitlines():
+        names = _PLACEHOLDER.findall(line)
+        if not names:
+            continue
+        parts = (re.escape(part) for part in _PLACEHOLDER.split(line))
+        if match := re.search(f"^{'(.*)'.join(parts)}$", rendered, re.MULTILINE):
+            values |= {name: value for name, value in zip(names, match.groups(), strict=True) if name not in values}
+    return values

@@ -1,0 +1,281 @@
+"""What others do to a registered node: repairs, edits that nobody restarted for, another containerd under ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flox_node.errors import InUseError, OutsideError, RefusedError
+from flox_node.payload import Payload
+from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
+from flox_node.plan.doctor import examine
+from flox_node.plan.heal import OursToBlameError
+from flox_node.plan.maintenance import boot
+from tests.unit.fake_node import KUBEADM, PLUGIN, FakeNode
+
+SETTINGS = Settings()
+DROP_IN = "etc/containerd/conf.d/50-flox-node.toml"
+IMPORTS = 'imports = ["/etc/containerd/conf.d/*.toml"]\n'
+KATA = f"""
+[plugins."{PLUGIN}".containerd.runtimes.kata]
+  runtime_type = "io.containerd.kata.v2"
+"""
+
+
+def _ignore(_: StepResult) -> None:
+    pass
+
+
+@contextmanager
+def _node(folder: Path, version: str, config: str) -> Iterator[FakeNode]:
+    node = FakeNode(folder / "node", version, config)
+    (node.root / "etc/containerd/conf.d").mkdir()
+    with node.containerd.serving():
+        yield node
+
+
+@pytest.fixture(params=["1.7.24", "2.1.9", "2.1.9 with a folder of drop-ins"])
+def any_node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeNode]:
+    version, _, imports = request.param.partition(" ")
+    with _node(tmp_path, version, (IMPORTS if imports else "") + KUBEADM) as node:
+        yield node
+
+
+# What was before us
+
+
+@pytest.mark.parametrize("repairs", [1, 3])
+def test_after_any_number_of_repairs_an_uninstall_leaves_what_the_node_would_be_without_us(
+    any_node: FakeNode, payload: Payload, repairs: int
+) -> None:
+    node = any_node
+    before = node.tree()
+    install(node.host, payload, SETTINGS, _ignore)
+    for repair in range(repairs):
+        former, wanted = ("true", "false") if repair % 2 == 0 else ("false", "true")
+        old = node.config.read_text()
+        changed = old.replace(f"SystemdCgroup = {former}", f"SystemdCgroup = {wanted}", 1)
+        assert changed != old
+        node.config.write_text(changed)
+        node.containerd.read_config()
+        assert status(node.host, SETTINGS).drift
+        install(node.host, payload, SETTINGS, _ignore)
+        assert not status(node.host, SETTINGS).drift
+        assert node.containerd.handlers["flox"]["options"].get("SystemdCgroup", False) is (wanted == "true")
+    uninstall(node.host, SETTINGS, _ignore, purge=True)
+    assert "flox" not in node.containerd.handlers
+    expected = dict(before)
+    if repairs % 2:
+        mode, content = expected["etc/containerd/config.toml"]
+        expected["etc/containerd/config.toml"] = (
+            mode,
+            content.replace(b"SystemdCgroup = true", b"SystemdCgroup = false"),
+        )
+    assert node.tree() == expected
+
+
+def test_a_table_that_an_older_release_wrote_goes_without_a_trace(
+    any_node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flox_node.containerd.config import editor
+
+    before = any_node.tree()
+    with monkeypatch.context() as patch:
+        patch.setattr(editor, "_ANNOTATIONS", ("flox.dev/environment",))
+        install(any_node.host, payload, SETTINGS, _ignore)
+    install(any_node.host, payload, SETTINGS, _ignore)
+    assert any_node.containerd.restarts == 2
+    uninstall(any_node.host, SETTINGS, _ignore, purge=True)
+    assert any_node.tree() == before
+
+
+# What others have armed
+
+
+def _removed_handler(config: Path) -> None:
+    config.write_text(config.read_text().replace(KATA, ""))
+
+
+def _added_handler(config: Path) -> None:
+    config.write_text(config.read_text() + KATA.replace("kata", "gvisor"))
+
+
+def _other_cgroups(config: Path) -> None:
+    config.write_text(config.read_text().replace("SystemdCgroup = true", "SystemdCgroup = false"))
+
+
+def _no_default(config: Path) -> None:
+    config.write_text(config.read_text() + f'\n[plugins."{PLUGIN}".containerd]\n  default_runtime_name = "nvidia"\n')
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        (_removed_handler, 'config.toml: the handler "kata", which containerd serves, is in no file any more'),
+        (_added_handler, 'config.toml, line 15: the handler "gvisor" is not served yet'),
+        (_other_cgroups, 'config.toml, line 7: the handler "runc" is another one'),
+        (_no_default, "containerd would not start with it as it is now"),
+    ],
+)
+def test_a_restart_that_would_make_an_edit_of_others_live_is_refused(
+    any_node: FakeNode, payload: Payload, arm: Callable[[Path], None], says: str
+) -> None:
+    node = any_node
+    node.config.write_text(node.config.read_text() + KATA)
+    node.containerd.read_config()
+    node.containerd.started_at += 0.05
+    arm(node.config)
+    before = node.tree()
+    for run in (
+        lambda: preview(node.host, payload, SETTINGS),
+        lambda: install(node.host, payload, SETTINGS, _ignore),
+    ):
+        with pytest.raises(RefusedError) as caught:
+            run()
+        if arm is not _no_default:  # the editor refuses that file by itself
+            line = says.replace("line 15", f"line {15 + node.config.read_text().startswith('imports')}")
+            line = line.replace("line 7", f"line {7 + node.config.read_text().startswith('imports')}")
+            assert line in caught.value.cause
+            assert "systemctl restart containerd.service" in caught.value.remedy
+            assert caught.value.action.startswith("register-handler")
+    assert node.tree() == before
+    assert node.containerd.restarts == 0
+
+
+def test_a_touched_file_that_means_the_same_is_no_reason_to_refuse(any_node: FakeNode, payload: Payload) -> None:
+    any_node.config.write_text(any_node.config.read_text() + "# a comment\n")
+    os.utime(any_node.config)
+    install(any_node.host, payload, SETTINGS, _ignore)
+    assert any_node.containerd.restarts == 1
+
+
+def test_an_uninstall_restarts_nothing_that_others_have_armed(any_node: FakeNode, payload: Payload) -> None:
+    install(any_node.host, payload, SETTINGS, _ignore)
+    any_node.config.write_text(any_node.config.read_text() + KATA)
+    with pytest.raises(RefusedError, match='the handler "kata" is not served yet'):
+        uninstall(any_node.host, SETTINGS, _ignore)
+    any_node.containerd.read_config()
+    uninstall(any_node.host, SETTINGS, _ignore)
+    assert set(any_node.containerd.handlers) == {"runc", "kata"}
+
+
+def test_the_doctor_tells_what_a_restart_would_make_live(any_node: FakeNode, payload: Payload) -> None:
+    def found() -> str:
+        return {result.id: result.cause for result in examine(any_node.host, SETTINGS)}["pending-changes"]
+
+    assert found() == ""
+    install(any_node.host, payload, SETTINGS, _ignore)
+    assert found() == ""
+    any_node.config.write_text(any_node.config.read_text() + KATA)
+    assert 'the handler "kata" is not served yet' in found()
+
+
+# Another containerd under our registration
+
+
+@pytest.fixture
+def downgraded(tmp_path: Path, payload: Payload) -> Iterator[FakeNode]:
+    """containerd 1.7 with a drop-in of ours that was made for 2.1: it replaces the whole CRI table."""
+    with _node(tmp_path, "2.1.9", IMPORTS + KUBEADM) as node:
+        install(node.host, payload, SETTINGS, _ignore)
+        assert (node.root / DROP_IN).exists()
+        node.containerd.version = "1.7.24"
+        node.containerd.read_config()
+        assert not node.containerd.loads_cri
+        node.containerd.restarts = 0
+        node.containerd.started_at -= 100  # whoever waits for it to start has waited long enough
+        yield node
+
+
+def test_a_containerd_that_our_drop_in_keeps_down_is_uninstalled_to_the_byte(downgraded: FakeNode) -> None:
+    node = downgraded
+    steps = uninstall(node.host, SETTINGS, _ignore, purge=True)
+    assert node.containerd.loads_cri
+    assert node.containerd.restarts == 1
+    assert not (node.root / DROP_IN).exists()
+    assert not (node.root / "opt/flox-node").exists()
+    assert set(node.containerd.handlers) == {"runc"}
+    assert node.systemd.active["kubelet.service"]
+    told = next(step.steps for step in steps if step.key.startswith("register-handler"))
+    assert told[-1] == "containerd answers again"
+
+
+def test_an_install_registers_the_handler_anew_for_the_containerd_that_is_there(
+    downgraded: FakeNode, payload: Payload
+) -> None:
+    node = downgraded
+    with pytest.raises(
+        OursToBlameError, match=r"containerd is 1\.7\.24 now, and the handler was registered for 2\.1\.9"
+    ):
+        preview(node.host, payload, SETTINGS)
+    install(node.host, payload, SETTINGS, _ignore)
+    found = status(node.host, SETTINGS)
+    assert (found.handler_live, found.drift) == (True, ())
+    assert not (node.root / DROP_IN).exists()
+    uninstall(node.host, SETTINGS, _ignore)
+    assert node.config.read_text() == IMPORTS + KUBEADM
+
+
+def test_a_boot_registers_the_handler_anew_for_the_containerd_that_is_there(downgraded: FakeNode) -> None:
+    results: list[StepResult] = []
+    boot(downgraded.host, results.append)
+    assert [step.outcome for step in results if step.key.startswith("register-handler")] == [
+        Outcome.REVERTED,
+        Outcome.DONE,
+    ]
+    found = status(downgraded.host, SETTINGS)
+    assert (found.handler_live, found.drift, found.interrupted) == (True, (), False)
+    restarts = downgraded.containerd.restarts
+    boot(downgraded.host, _ignore)
+    assert downgraded.containerd.restarts == restarts
+
+
+def test_the_doctor_names_us_as_the_reason(downgraded: FakeNode) -> None:
+    causes = {result.id: result.cause for result in examine(downgraded.host, SETTINGS)}
+    assert "the handler was registered for 2.1.9" in causes["cri-answers"]
+
+
+def test_pods_that_run_on_a_containerd_without_a_cri_keep_an_uninstall_away(downgraded: FakeNode) -> None:
+    bundle = downgraded.root / "run/containerd/io.containerd.runtime.v2.task/k8s.io/c0ffee/options.json"
+    bundle.parent.mkdir(parents=True)
+    bundle.write_text('{"binary_name": "/opt/flox-node/bin/flox-runtime"}')
+    with pytest.raises(InUseError, match="1 containers and sandboxes"):
+        uninstall(downgraded.host, SETTINGS, _ignore)
+    uninstall(downgraded.host, SETTINGS, _ignore, force=True)
+    assert downgraded.containerd.loads_cri
+
+
+def test_a_containerd_that_is_down_for_another_reason_is_not_blamed_on_us_and_uninstalled_all_the_same(
+    any_node: FakeNode, payload: Payload
+) -> None:
+    node = any_node
+    install(node.host, payload, Settings(deadline_s=1), _ignore)
+    broken = node.config.read_text() + f'\n[plugins."{PLUGIN}".containerd]\n  default_runtime_name = "nvidia"\n'
+    node.config.write_text(broken)
+    node.containerd.read_config()
+    assert not node.containerd.loads_cri
+    node.containerd.started_at -= 100
+    with pytest.raises(OutsideError) as caught:
+        install(node.host, payload, SETTINGS, _ignore)
+    assert not isinstance(caught.value, OursToBlameError)
+    steps = uninstall(node.host, SETTINGS, _ignore)
+    told = next(step.steps for step in steps if step.key.startswith("register-handler"))
+    assert "does not answer without it either" in told[-1]
+    assert "flox" not in node.config.read_text()
+    assert not (node.root / DROP_IN).exists()
+    assert not (node.root / "var/lib/flox-node").exists()
+
+
+def test_an_upgraded_containerd_keeps_what_was_registered_in_place(tmp_path: Path, payload: Payload) -> None:
+    with _node(tmp_path, "1.7.24", KUBEADM) as node:
+        install(node.host, payload, SETTINGS, _ignore)
+        node.containerd.version = "2.1.9"
+        node.containerd.read_config()
+        boot(node.host, _ignore)
+        assert status(node.host, SETTINGS).drift == ()
+        uninstall(node.host, SETTINGS, _ignore)
+        assert node.config.read_text() == KUBEADM
