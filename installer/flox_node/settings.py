@@ -19,14 +19,21 @@ FOLDER = Path("/settings")
 _REMEDY = "Correct settings.toml in the ConfigMap of flox-node; nodes follow within two minutes."
 _SHARE = re.compile(r"(?=.*[1-9])[0-9]+%?")
 
+STARTUP_TAINTS = ("flox.dev/not-ready", "startup-taint.cluster-autoscaler.kubernetes.io/flox")
+"""The keys of startup taints that are lifted by default: Karpenter's and everybody's, and the Cluster Autoscaler's."""
+STARTUP_TAINT = re.compile(
+    r"flox[.]dev/not-ready|(startup-taint[.]cluster-autoscaler[.]kubernetes[.]io|readiness[.]k8s[.]io)/flox[a-z0-9-]*"
+)
+"""The keys that can be among them; the admission policy lets the reporter touch no other."""
+
 T = TypeVar("T")
 
 
 def _setting(default: T, kind: type, help: str = "", *, usual: str = "", least: float = 0, toml: str = "") -> T:
     """A field that is a setting.
 
-    kind: bool, int, float or str. help: of its option, "" where it has none. usual: what stands for None in the help.
-    least: for numbers. toml: the table of settings.toml that holds it, "" for the top level.
+    kind: bool, int, float, str, or tuple for a list of texts. help: of its option, "" where it has none. usual: what
+    stands for None in the help. least: for numbers. toml: the table of settings.toml that holds it, "" for none.
     """
     told = {"kind": kind, "help": help, "usual": usual, "least": least, "toml": toml}
     given: Any = field(default=default, metadata=told)
@@ -41,8 +48,8 @@ class Settings:
     `adopt` replaces a handler `flox` of somebody else's until the uninstall. `nix_dir` is the folder that is mounted at
     /nix; None: what an earlier install mounted there, or /nix itself. `share` says how many nodes may restart
     containerd at a time once the first one has done so. `policy` is the text of a policy.toml to put into force, and
-    None leaves the policy as it is. `repair` compares every byte of the payload with what is there. `digest` names a
-    whole state of the ConfigMap.
+    None leaves the policy as it is. `startup_taints` are the keys of the taints that are lifted once the handler is
+    live. `repair` compares every byte of the payload with what is there. `digest` names a whole state of the ConfigMap.
     """
 
     socket: str | None = _setting(
@@ -64,6 +71,7 @@ class Settings:
         least=10,
     )
     purge: bool = _setting(False, bool)
+    startup_taints: tuple[str, ...] = _setting(STARTUP_TAINTS, tuple)
     share: str = _setting("10%", str, toml="rollout")
     policy: str | None = None
     repair: bool = False
@@ -138,6 +146,8 @@ def _flat(given: Mapping[str, Any], tables: set[str]) -> dict[str, Any]:
 
 def _value(name: str, value: Any, told: Mapping[str, Any]) -> Any:
     kind: type = told["kind"]
+    if kind is tuple:
+        return _keys(name, value)
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise _fault(f"settings.toml: {name} = {value!r} is not of the type {kind.__name__}.")
     if told["usual"] and not value:
@@ -145,6 +155,18 @@ def _value(name: str, value: Any, told: Mapping[str, Any]) -> Any:
     if kind in (int, float) and not value >= told["least"]:
         raise _fault(f"settings.toml: {name} = {value} is less than {told['least']}.")
     return value
+
+
+def _keys(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _fault(f"settings.toml: {name} = {value!r} is no list.")
+    for key in value:
+        if not isinstance(key, str) or not STARTUP_TAINT.fullmatch(key):
+            raise _fault(
+                f"settings.toml: {name}: {key!r} is none of flox.dev/not-ready, "
+                "startup-taint.cluster-autoscaler.kubernetes.io/flox... and readiness.k8s.io/flox..."
+            )
+    return tuple(value)
 
 
 def _text(path: Path) -> str:

@@ -21,6 +21,7 @@ AS_REPORTER = "?fieldManager=flox-node"
 EVENTS = "/api/v1/namespaces/default/events"
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 THEIRS = {"key": "flox.test/theirs", "value": "1", "effect": "NoSchedule"}
+FOREIGN_STARTUP_TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/gpu"
 OURS = {"key": names.NOT_READY, "effect": "NoSchedule"}
 
 
@@ -196,6 +197,19 @@ def test_the_reporter_labels_its_node_and_sets_and_lifts_its_taint(cluster: Clus
     assert names.ENABLED not in cluster.get("node", "worker-1")["metadata"]["labels"]
 
 
+@pytest.mark.parametrize(
+    "key", ["startup-taint.cluster-autoscaler.kubernetes.io/flox", "readiness.k8s.io/flox-not-ready"]
+)
+def test_the_reporter_lifts_and_sets_each_kind_of_startup_taint(cluster: Cluster, thief: Caller, key: str) -> None:
+    cluster.kubectl("taint", "node", "worker-1", f"{key}:NoSchedule")
+    taints = cluster.get("node", "worker-1")["spec"]["taints"]
+    left = [taint for taint in taints if taint["key"] != key]
+    assert_done(thief("PATCH", OWN, [still("/spec/taints", taints), add("/spec/taints", left)]))
+    again = [*left, {"key": key, "effect": "NoSchedule"}]
+    assert_done(thief("PATCH", OWN, [still("/spec/taints", left), add("/spec/taints", again)]))
+    assert_done(thief("PATCH", OWN, [still("/spec/taints", again), add("/spec/taints", left)]))
+
+
 def test_the_reporter_lifts_a_startup_taint_of_any_effect(cluster: Cluster, thief: Caller) -> None:
     cluster.kubectl("taint", "node", "worker-1", f"{names.NOT_READY}:PreferNoSchedule")
 
@@ -315,8 +329,16 @@ NODE_WRITES: dict[str, dict[str, tuple[str, object]]] = {
         "a finalizer, by way of the status": (f"{OWN}/status", [add("/metadata/finalizers", ["flox.dev/never"])]),
         "an owner, by way of the status": (f"{OWN}/status", [add("/metadata/ownerReferences", OTHER_OWNER)]),
     },
-    "lifts flox.dev/not-ready, and changes no other": {
+    "lifts startup taints of Flox, and changes no other": {
         "a taint that is not ours": (OWN, [add("/spec/taints/-", {"key": "evil", "effect": "NoSchedule"})]),
+        "somebody's startup taint": (
+            OWN,
+            [add("/spec/taints/-", {"key": FOREIGN_STARTUP_TAINT, "effect": "NoSchedule"})],
+        ),
+        "a startup taint that evicts": (
+            OWN,
+            [add("/spec/taints/-", {"key": "readiness.k8s.io/flox-not-ready", "effect": "NoExecute"})],
+        ),
         "a taint that evicts": (OWN, [add("/spec/taints/-", {"key": names.NOT_READY, "effect": "NoExecute"})]),
         "somebody's taint away": (OWN, [remove("/spec/taints/0")]),
         "all taints away": (OWN, [remove("/spec/taints")]),

@@ -1,10 +1,10 @@
 """`flox-node-agent node|reporter`: the two containers of the DaemonSet's pod, and the processes that work for them.
 
 node --mode=install|uninstall     the loop on the node
-reporter                          the loop that has the API server told
+reporter [--alone]                the loop that has the API server told; alone: on nodes that need no `node`
 look ROOT PAYLOAD SETTINGS        one look at the node, printed as JSON
 collect ROOT                      start the node's own garbage collection
-report                            one report to the API server
+report [--alone]                  one report to the API server
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ def _run(arguments: list[str]) -> int:
             from flox_node.agent import node
 
             return node.serve(node.NodeAgent(mode.removeprefix("--mode=")))
+        case ["reporter", "--alone"]:
+            from flox_node.agent import reporter
+
+            return reporter.serve_alone()
         case ["reporter", *_]:
             from flox_node.agent import reporter
 
@@ -52,14 +56,14 @@ def _run(arguments: list[str]) -> int:
             from flox_node.host import Host
 
             Host.at(root).systemd.start("flox-node-gc.service", timeout=60)
-        case ["report"]:
-            _report()
+        case ["report", *alone] if alone in ([], ["--alone"]):
+            _report(alone=bool(alone))
         case _:
             raise UsageError(f"flox-node-agent: {' '.join(arguments)} is not understood.", remedy=__doc__ or "")
     return 0
 
 
-def _report() -> None:
+def _report(*, alone: bool) -> None:
     from flox_node.agent.report import Reporter
     from flox_node.kube.incluster import InCluster
 
@@ -68,7 +72,11 @@ def _report() -> None:
         name, namespace = os.environ["NODE_NAME"], os.environ["POD_NAMESPACE"]
     except KeyError as error:
         raise UsageError(f"The environment lacks {error}.", remedy="Apply the manifests as they are.") from error
-    Reporter(InCluster(), name, namespace).run()
+    reporter = Reporter(InCluster(), name, namespace)
+    if alone:
+        reporter.alone()
+    else:
+        reporter.run()
 
 
 if __name__ == "__main__":

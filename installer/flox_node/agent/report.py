@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flox_node import settings
 from flox_node.agent import exchange
 from flox_node.agent.exchange import Event, Granted, NodeState, Reported
-from flox_node.errors import OutsideError
+from flox_node.errors import OutsideError, UsageError
 from flox_node.kube import events, node
 from flox_node.kube.api import JSON_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
 from flox_node.kube.names import NAME, Phase, Reason
 from flox_node.kube.slots import Slot, Slots
-from flox_node.settings import slots
 
 _POLL_S = 0.3
 _TRIES = 4
@@ -35,8 +35,11 @@ class Reporter:
         *,
         own: Path = exchange.REPORTER,
         other: Path = exchange.NODE,
+        folder: Path = settings.FOLDER,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """folder: of the settings."""
+        self._settings = folder
         self._api, self._name, self._namespace = api, node_name, namespace
         self._slots = Slots(api, namespace, node_name)
         self._own, self._other, self._sleep = own, other, sleep
@@ -79,6 +82,30 @@ class Reporter:
         exchange.write(self._own, "reported.json", told)
         if state.live and not wanted.live and state.phase is Phase.CONVERGED:
             raise OutsideError(wanted.message)
+
+    def alone(self) -> None:
+        """Say of a node that no `node` container works on what its kubelet says: the handler is there, or is not.
+
+        Raises:
+            ApiError: see `run`.
+            OutsideError: the handler is not there (yet).
+        """
+        found = self._api.request("GET", self._path)
+        handlers = found.get("status", {}).get("runtimeHandlers")
+        if not handlers:
+            text = "The kubelet reports no handlers: that takes containerd 2 and Kubernetes 1.30."
+        elif node.lacks_handler(found):
+            text = "The kubelet does not report the handler flox: the image or the bootstrap of this node has failed."
+        else:
+            text = ""
+        reason = Reason.NOT_LIVE if text else Reason.INSTALLED
+        wanted = node.Wanted(not text, reason, text or "The kubelet reports the handler flox.", down=bool(text))
+        self._patch(found, wanted)
+        condition = node.condition(found, wanted, _now())
+        if condition is not None:
+            self._api.request("PATCH", f"{self._path}/status", condition, content_type=STRATEGIC_PATCH)
+        if text:
+            raise OutsideError(text, remedy="`journalctl -t flox-node` on the node tells more.")
 
     def _state(self) -> NodeState | None:
         return exchange.read(self._other, "state.json", NodeState)
@@ -125,7 +152,7 @@ class Reporter:
     def _share(self, state: NodeState) -> int:
         path = f"/apis/apps/v1/namespaces/{self._namespace}/daemonsets/{NAME}"
         wanted = self._api.request("GET", path).get("status", {}).get("desiredNumberScheduled")
-        return slots(state.share, int(wanted or 1))
+        return settings.slots(state.share, int(wanted or 1))
 
     def _settled_node(self, state: NodeState) -> Object:
         """The Node; where the kubelet reports handlers, it gets the time to report ours."""
@@ -140,7 +167,7 @@ class Reporter:
 
     def _patch(self, found: Object, wanted: node.Wanted) -> None:
         for attempt in range(_TRIES):
-            operations = node.patch(found, wanted)
+            operations = node.patch(found, wanted, self._startup_taints())
             if not operations:
                 return
             try:
@@ -152,6 +179,12 @@ class Reporter:
                 found = self._api.request("GET", self._path)
             else:
                 return
+
+    def _startup_taints(self) -> tuple[str, ...]:
+        try:
+            return settings.load(self._settings).startup_taints
+        except UsageError:  # the node tells it
+            return settings.STARTUP_TAINTS
 
     def _tell(self, found: Object, event: Event) -> None:
         body = events.about_node(

@@ -14,9 +14,10 @@ from flox_node.agent.serve import Health
 from flox_node.host.watch import FolderWatch
 
 _REPORT_S = 3600.0  # a report may wait for a slot; another one then goes on waiting
-_REVIEW_S = 3600.0  # somebody may have changed the Node
-_AGAIN_S = (10.0, 60.0)  # a kubelet that starts may register its node anew a while later
+_REVIEW_S = 600.0  # somebody may have changed the Node
+_AGAIN_S = (10.0, 30.0, 60.0, 120.0, 300.0)  # a kubelet may register its node anew, an autoscaler set its taint again
 _LONGEST_S = 300.0
+_ALONE_S = 120.0
 _TICK_S = 60.0
 
 
@@ -44,6 +45,26 @@ def serve() -> int:
                 wait = min(_TICK_S, min(due) - now, not_before - now if now < not_before else _TICK_S)
                 select.select([watch.fileno()], [], [], max(0.0, wait))
                 watch.drain()
+
+
+def serve_alone() -> int:
+    """Run the loop where no `node` container is, on nodes that their image or their bootstrap made Flox nodes.
+
+    All that is known of such a node is what its kubelet reports to the API server, and that is enough: label and
+    startup taints follow whether the handler is among it. No container needs a privilege for that.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    live = False
+    health = Health(9581, ready=lambda: live)
+    waits: list[float] = []
+    while True:
+        health.alive_for(_ALONE_S + 60)
+        live = run(["flox_node.agent", "report", "--alone"], _ALONE_S).code == 0
+        waits = (waits or [*_AGAIN_S, _REVIEW_S]) if live else []
+        pause = waits.pop(0) if live else _AGAIN_S[0]
+        waits = waits or [_REVIEW_S]
+        health.alive_for(pause + 60)
+        time.sleep(pause)
 
 
 def is_told() -> bool:

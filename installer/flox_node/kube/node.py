@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,12 @@ from flox_node.kube.names import (
     VERSION_ANNOTATIONS,
     Reason,
 )
+from flox_node.settings import STARTUP_TAINT as STARTUP_TAINT_KEY
+from flox_node.settings import STARTUP_TAINTS
 
 STARTUP_TAINT = "flox.dev/startup-taint"
-"""Annotation: "lifted" on a node that had a startup taint. It gets it back when it does not work any more."""
+"""Annotation: the keys of the startup taints that a node had. It gets them back when it does not work any more."""
+_LIFTED = "lifted"  # what earlier versions wrote there, who knew one key
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,16 @@ def lacks_handler(node: Object) -> bool:
     return bool(handlers) and all(handler.get("name") != RUNTIME_CLASS for handler in handlers)
 
 
-def patch(node: Object, wanted: Wanted) -> list[Object]:
-    """The JSON patch that brings label, annotations and taint there; empty where all is so already.
+def startup_taints(node: Object) -> list[str]:
+    """The keys of the startup taints that this node has, of all that can be ours."""
+    taints = node.get("spec", {}).get("taints") or []
+    return [key for taint in taints if STARTUP_TAINT_KEY.fullmatch(key := str(taint.get("key")))]
+
+
+def patch(node: Object, wanted: Wanted, keys: Sequence[str] = STARTUP_TAINTS) -> list[Object]:
+    """The JSON patch that brings label, annotations and taints there; empty where all is so already.
+
+    keys: those of the startup taints.
 
     The label is set once and taken away only when the node is uninstalled: the RuntimeClass puts it into the selector
     of every pod, and a kubelet that restarts rejects running pods that do not match it any more. What is replaced is
@@ -55,8 +66,9 @@ def patch(node: Object, wanted: Wanted) -> list[Object]:
     labels: dict[str, str] = metadata.get("labels") or {}
     annotations: dict[str, str] = metadata.get("annotations") or {}
     old_taints: list[Object] = node.get("spec", {}).get("taints") or []
-    ours = [taint for taint in old_taints if taint.get("key") == NOT_READY]
-    new_taints = [taint for taint in old_taints if taint.get("key") != NOT_READY]
+    ours = [str(taint["key"]) for taint in old_taints if taint.get("key") in keys]
+    new_taints = [taint for taint in old_taints if taint.get("key") not in keys]
+    had = [NOT_READY if key == _LIFTED else key for key in annotations.get(STARTUP_TAINT, "").split(",") if key]
     new_annotations: dict[str, str | None] = {}
     operations: list[Object] = []
     if wanted.gone:
@@ -67,12 +79,15 @@ def patch(node: Object, wanted: Wanted) -> list[Object]:
         named = {
             VERSION_ANNOTATIONS[name]: text for name, text in wanted.versions.items() if name in VERSION_ANNOTATIONS
         }
-        new_annotations |= {**named, PLATFORM_ANNOTATION: wanted.platform}
+        new_annotations |= {**named, **({PLATFORM_ANNOTATION: wanted.platform} if wanted.platform else {})}
         if ours:
-            new_annotations[STARTUP_TAINT] = "lifted"
+            new_annotations[STARTUP_TAINT] = ",".join(dict.fromkeys((*had, *ours)))
         operations += _entry("labels", labels, ENABLED, "true")
-    elif wanted.down and labels.get(ENABLED) == "true" and STARTUP_TAINT in annotations:
-        new_taints.append({"key": NOT_READY, "effect": "NoSchedule"})
+    elif wanted.down and labels.get(ENABLED) == "true" and had:
+        new_taints = [
+            *old_taints,
+            *({"key": key, "effect": "NoSchedule"} for key in had if key in keys and key not in ours),
+        ]
     else:
         new_taints = old_taints
     for name, value in new_annotations.items():

@@ -219,3 +219,32 @@ def test_a_reporter_that_is_ended_while_the_node_works_keeps_the_slot_and_else_g
             reporter.run()
         assert node.cluster.leases["flox-node-slot-0"]["spec"]["holderIdentity"] == holder
         assert exchange.read(node.own, "slot.json", Granted) == Granted("")
+
+
+@pytest.mark.parametrize(
+    ("handlers", "text"),
+    [
+        ([{"name": ""}, {"name": "flox"}], ""),
+        ([{"name": ""}, {"name": "runc"}], "does not report the handler flox"),
+        (None, "reports no handlers"),
+    ],
+)
+def test_alone_it_follows_what_the_kubelet_reports(handlers: Any, text: str, tmp_path: Path) -> None:
+    cluster = Cluster()
+    theirs = {"key": "theirs", "effect": "NoSchedule"}
+    cluster.node["spec"]["taints"] = [theirs, {"key": "flox.dev/not-ready", "effect": "NoSchedule"}]
+    cluster.node["status"]["runtimeHandlers"] = handlers
+    reporter = Reporter(cluster, "n", "flox-node", folder=tmp_path)
+    if text:
+        with pytest.raises(OutsideError, match=text):
+            reporter.alone()
+        assert "PATCH /api/v1/nodes/n" not in cluster.asked
+    else:
+        reporter.alone()
+        patch = cluster.bodies[cluster.asked.index("PATCH /api/v1/nodes/n")]
+        assert patch[-1] == {"op": "replace", "path": "/spec/taints", "value": [theirs]}
+        assert {"op": "add", "path": "/metadata/labels/flox.dev~1enabled", "value": "true"} in patch
+    (condition,) = cluster.bodies[-1]["status"]["conditions"]
+    assert condition["status"] == ("False" if text else "True")
+    assert text in condition["message"]
+    assert not any("lease" in path for path in cluster.asked)

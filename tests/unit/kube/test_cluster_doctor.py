@@ -153,6 +153,12 @@ def not_reported(cluster: FakeCluster) -> None:
     cluster.objects[NODES.path("a")]["status"]["runtimeHandlers"] = [{"name": ""}, {"name": "runc"}]
 
 
+def not_reported_yet(cluster: FakeCluster) -> None:
+    not_reported(cluster)
+    startup_taint(cluster)
+    cluster.objects[NODES.path("a")]["spec"]["taints"][0]["key"] = "readiness.k8s.io/flox-not-ready"
+
+
 def not_scheduled(cluster: FakeCluster) -> None:
     unscheduled = {
         "type": "PodScheduled",
@@ -176,6 +182,12 @@ def at_sign(cluster: FakeCluster) -> None:
 
 def no_class(cluster: FakeCluster) -> None:
     cluster.put(PODS.path("forgot", namespace="default"), flox_pod("forgot", "a", runtime_class=None))
+
+
+def test_a_label_that_a_node_group_preset_is_no_fault_while_the_startup_taint_is_there() -> None:
+    cluster = healthy()
+    not_reported_yet(cluster)
+    assert next(each for each in examine(cluster) if each.id == "handler-reported").state is State.OK
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,7 @@ def no_class(cluster: FakeCluster) -> None:
         (foreign_taint, "node-labels", State.WARNING, "the taint flox.dev/notready on a"),
         (startup_taint, "startup-taint", State.PROBLEM, "a still has the startup taint"),
         (not_reported, "handler-reported", State.PROBLEM, "a is labelled, but"),
+        (not_reported_yet, "startup-taint", State.PROBLEM, "a still has the startup taint readiness.k8s.io/flox"),
         (not_scheduled, "flox-pods", State.PROBLEM, "default/lonely: Unschedulable: 0/2 nodes are available"),
         (
             no_sandbox,

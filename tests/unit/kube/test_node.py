@@ -7,6 +7,7 @@ import pytest
 
 from flox_node.kube import node
 from flox_node.kube.names import CONDITION, ENABLED, NOT_READY, Reason
+from flox_node.settings import STARTUP_TAINTS
 
 NOW = "2026-01-02T03:04:05Z"
 LIVE = node.Wanted(True, Reason.INSTALLED, "live", platform="plain", versions={"shim": "1", "containerd": "2.1.9"})
@@ -21,9 +22,9 @@ def a_node(**spec: Any) -> dict[str, Any]:
     return {"metadata": metadata, "spec": spec, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
 
 
-def applied(found: dict[str, Any], wanted: node.Wanted) -> dict[str, Any]:
+def applied(found: dict[str, Any], wanted: node.Wanted, keys: tuple[str, ...] = STARTUP_TAINTS) -> dict[str, Any]:
     result = copy.deepcopy(found)
-    for operation in node.patch(found, wanted):
+    for operation in node.patch(found, wanted, keys):
         *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in operation["path"].split("/")[1:]]
         where = result
         for part in parents:
@@ -49,7 +50,7 @@ def test_a_live_node_gets_the_label_the_versions_and_loses_the_startup_taint() -
         "flox.dev/shim-version": "1",
         "flox.dev/containerd-version": "2.1.9",
         "flox.dev/platform": "plain",
-        node.STARTUP_TAINT: "lifted",
+        node.STARTUP_TAINT: NOT_READY,
     }
     assert after["spec"]["taints"] == [OTHER_TAINT]
 
@@ -81,6 +82,36 @@ def test_a_node_that_works_no_more_keeps_its_label_and_gets_the_taint_back_that_
     assert after["spec"]["taints"] == [OTHER_TAINT, OURS]
     assert node.patch(after, BROKEN) == []
     assert applied(after, LIVE)["spec"]["taints"] == [OTHER_TAINT]
+
+
+AUTOSCALERS = {"key": "startup-taint.cluster-autoscaler.kubernetes.io/flox", "effect": "NoSchedule"}
+CONTROLLERS = {"key": "readiness.k8s.io/flox-not-ready", "effect": "NoSchedule"}
+FOREIGN = {"key": "startup-taint.cluster-autoscaler.kubernetes.io/gpu", "effect": "NoSchedule"}
+
+
+def test_every_startup_taint_of_the_settings_goes_and_comes_back_and_no_other() -> None:
+    fresh = a_node(taints=[AUTOSCALERS, FOREIGN, OURS, CONTROLLERS])
+    worked = applied(fresh, LIVE)
+    assert worked["spec"]["taints"] == [FOREIGN, CONTROLLERS]
+    broken = applied(worked, BROKEN)
+    assert broken["spec"]["taints"] == [FOREIGN, CONTROLLERS, AUTOSCALERS, OURS]
+    assert node.patch(broken, BROKEN) == []
+    every = (*STARTUP_TAINTS, CONTROLLERS["key"])
+    assert applied(fresh, LIVE, every)["spec"]["taints"] == [FOREIGN]
+
+
+def test_a_startup_taint_that_somebody_sets_again_is_lifted_again() -> None:
+    worked = applied(a_node(taints=[OURS]), LIVE)
+    worked["spec"]["taints"] = [OURS, AUTOSCALERS]
+    after = applied(worked, LIVE)
+    assert after["spec"]["taints"] == []
+    assert applied(after, BROKEN)["spec"]["taints"] == [OURS, AUTOSCALERS]
+
+
+def test_what_an_earlier_version_lifted_comes_back() -> None:
+    worked = applied(a_node(taints=[OURS]), LIVE)
+    worked["metadata"]["annotations"][node.STARTUP_TAINT] = "lifted"
+    assert applied(worked, BROKEN)["spec"]["taints"] == [OURS]
 
 
 def test_a_node_that_serves_the_handler_is_not_tainted_whatever_else_is_wrong() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flox_node.kube import names
+from flox_node.settings import STARTUP_TAINT, STARTUP_TAINTS
 from tests.kustomize import DAEMONSET, Object, objects
 
 FOLDERS = ["base", *sorted(f"overlays/{path.name}" for path in (DAEMONSET / "overlays").iterdir())]
@@ -136,9 +137,20 @@ def pod_of(folder: str) -> Object:
     return pod
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "overlays/baked"])
 def test_the_pod_has_the_privileges_of_the_design_and_no_more(folder: str) -> None:
     assert list(differences(pod_of(folder))) == []
+
+
+def test_on_nodes_that_need_no_install_nothing_is_privileged_and_nothing_of_the_host_is_there() -> None:
+    pod, base = pod_of("overlays/baked"), pod_of("base")
+    (reporter,) = pod["containers"]
+    assert reporter["args"] == ["reporter", "--alone"]
+    original = base["containers"][1]
+    mounts = [mount for mount in original["volumeMounts"] if mount["name"] != "node-state"]
+    assert reporter == {**original, "args": reporter["args"], "volumeMounts": mounts}
+    assert [volume["name"] for volume in pod["volumes"]] == ["settings", "reporter-state", "api-access"]
+    assert pod["nodeSelector"][names.ENABLED] == "true"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -264,8 +276,10 @@ def test_every_resource_that_may_be_written_has_a_policy_that_is_in_force() -> N
 
 def test_the_policies_speak_of_the_names_that_the_code_has() -> None:
     text = (DAEMONSET / "base/admission.yaml").read_text()
-    for name in (names.NOT_READY, names.CONDITION, names.NAMESPACE):
+    for name in (names.CONDITION, names.NAMESPACE):
         assert f'"{name}"' in text
+    assert f'"^({STARTUP_TAINT.pattern})$"' in text
+    assert all(STARTUP_TAINT.fullmatch(key) for key in (*STARTUP_TAINTS, names.NOT_READY))
     assert f'startsWith("{names.PREFIX}")' in text
     assert f'matches("^{names.SLOT_PREFIX}[0-9]+$")' in text
     assert all(happening.startswith("Flox") for happening in names.Happening)

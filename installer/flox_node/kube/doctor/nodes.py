@@ -10,7 +10,7 @@ from flox_node.kube import rollout
 from flox_node.kube.api import Object
 from flox_node.kube.doctor.facts import Check, Facts, named
 from flox_node.kube.names import ENABLED, EXCLUDE, NOT_READY, Reason
-from flox_node.kube.node import lacks_handler
+from flox_node.kube.node import lacks_handler, startup_taints
 from flox_node.kube.rollout import NodeRow
 
 LONG_S = 15 * 60.0
@@ -86,15 +86,20 @@ def decide_taint(facts: Facts) -> Verdict:
     names = [
         _name(node)
         for node in facts.nodes
-        if any(taint["key"] == NOT_READY for taint in node["spec"].get("taints") or [])
-        and facts.age_s(node["metadata"]["creationTimestamp"]) > LONG_S
+        if startup_taints(node) and facts.age_s(node["metadata"]["creationTimestamp"]) > LONG_S
     ]
-    return told([f"{named(names)} still has the startup taint {NOT_READY}: no pod is scheduled there"] if names else [])
+    keys = sorted({key for node in facts.nodes if _name(node) in names for key in startup_taints(node)})
+    text = f"{named(names)} still has the startup taint {', '.join(keys)}: no pod is scheduled there"
+    return told([text] if names else [])
 
 
 def decide_reported(facts: Facts) -> Verdict:
-    """Kubelets that know their runtime's handlers report them."""
-    names = [_name(node) for node in facts.nodes if ENABLED in _labels(node) and lacks_handler(node)]
+    """Kubelets that know their runtime's handlers report them; where the label is preset, a taint keeps pods away."""
+    names = [
+        _name(node)
+        for node in facts.nodes
+        if ENABLED in _labels(node) and lacks_handler(node) and not startup_taints(node)
+    ]
     return told([f"{named(names)} is labelled, but its kubelet does not report the handler"] if names else [])
 
 
