@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"flox.dev/flox-node/shim/internal/activation"
@@ -147,21 +148,41 @@ func createContainer(
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(bundle, root)
 	}
-	if _, err := makeRoom(root, bundle, config.Mounts); err != nil {
+	tree, err := makeRoom(root, bundle, config.Mounts)
+	if err != nil {
 		return err
 	}
+	shown := activation.NewView(closure)
 	environment := activation.Environment{
-		View: activation.NewView(closure), StorePath: resolution.StorePath, Name: resolution.Environment, Mode: resolution.Mode,
+		View: shown, StorePath: resolution.StorePath, Name: resolution.Environment, Mode: resolution.Mode,
 	}
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
 	}
-	start, err := environment.Plan(config.Process.Args)
+	wholeStore := policy.InNamespace(of.Namespace).View == "store"
+	if command := config.Process.Args[0]; !wholeStore || !strings.HasPrefix(command, "/nix/") {
+		if err := checkCommand(tree, shown, command, resolution.Environment); err != nil {
+			return err
+		}
+	}
+	launcher, err := os.Executable()
 	if err != nil {
 		return err
 	}
+	start, err := environment.Plan(append([]string{activation.Launcher}, config.Process.Args...))
+	if err != nil {
+		return err
+	}
+	env, dropped := activation.Clean(config.Process.Env)
+	if len(dropped) > 0 {
+		warn(*event, []string{"the container's variables " + strings.Join(dropped, ", ") + " were dropped: Flox sets them itself"})
+	}
+	if start.Warning != "" {
+		warn(*event, []string{start.Warning})
+	}
 	mounts := []spec.Mount{
-		tmpfs(activation.RuntimeDir, "4m"),
+		tmpfs(activation.RuntimeDir, "16m"), // two forms of all variables, of which there may be 6 MiB
+		bind(launcher, activation.Launcher, "bind"),
 		tmpfs(activation.CacheDir, "64m"),
 	}
 	if start.Context != nil {
@@ -173,7 +194,7 @@ func createContainer(
 	}
 	// Nothing of ours needs it, so an image that cannot take it goes without.
 	_ = rootfs.Link(root, compatibleLink(resolution), resolution.StorePath)
-	if policy.InNamespace(of.Namespace).View == "store" {
+	if wholeStore {
 		err = view.AddStore(config)
 	} else {
 		err = view.Add(config, root, resolution.StorePath)
@@ -187,7 +208,7 @@ func createContainer(
 		}
 	}
 	config.Process.Args = start.Args
-	config.Process.Env = append(activation.Clean(config.Process.Env), start.Env...)
+	config.Process.Env = append(activation.Defer(env), start.Env...)
 	// flox-activations needs a HOME. Where the image knows its users, the runtime sets the right one.
 	if !activation.Has(config.Process.Env, "HOME") && !rootfs.HasUsers(root) {
 		config.Process.Env = append(config.Process.Env, "HOME=/")

@@ -1,5 +1,6 @@
 // Command flox-runtime is the OCI runtime of the handler `flox`: containerd's runc shim calls it in runc's place, it
-// prepares the bundles of pods that run in Flox environments, and becomes the node's own OCI runtime.
+// prepares the bundles of pods that run in Flox environments, and becomes the node's own OCI runtime. Mounted into such
+// a container, it is also what runs between the activation of the environment and the command; see package launch.
 package main
 
 import (
@@ -7,12 +8,16 @@ import (
 
 	"flox.dev/flox-node/shim/internal/cmdline"
 	"flox.dev/flox-node/shim/internal/inner"
+	"flox.dev/flox-node/shim/internal/launch"
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/report"
 	"flox.dev/flox-node/shim/internal/view"
 )
 
 func main() {
+	if launch.Called(os.Args) {
+		os.Exit(launch.Main(os.Args[1:]))
+	}
 	arguments := os.Args[1:]
 	if len(arguments) > 0 && arguments[0] == view.HookCommand {
 		if err := view.Mount(arguments[1:], os.Stdin); err != nil {

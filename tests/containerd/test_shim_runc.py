@@ -367,6 +367,66 @@ def test_an_executed_command_has_the_environment_of_the_first_process(node: Node
     assert container.exec("sh", "-c", "exit 7")[0] == 7
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["env", "-i", f"{ENVIRONMENT}/bin/sleep", "600"],
+        ["sh", "-c", "unset FLOX_ENV GREETING HOOKED; exec sleep 600"],
+        [f"{BUSYBOX}/bin/busybox", "chroot", "/nix", f"{BUSYBOX}/bin/busybox".removeprefix("/nix"), "sleep", "600"],
+    ],
+    ids=["env -i", "unset", "chroot"],
+)
+def test_an_exec_has_the_environment_whatever_the_program_did_and_leaves_nothing(
+    node: Node, command: list[str]
+) -> None:
+    caps = {kind: ["CAP_SYS_CHROOT"] for kind in ("bounding", "effective", "permitted")}
+    container = node.pod(*command, capabilities=caps).run()
+    # Until no word of ours, nor of what clears the variables, is left in the first process' command line.
+    passing = (b"/.flox-node/launch", b"activate", b"-i", b"chroot", b"-c")
+    until = time.monotonic() + 60
+    while set(passing) & set(words := Path(f"/proc/{container.pid}/cmdline").read_bytes().split(b"\0")):
+        assert time.monotonic() < until, f"the command is not reached: {words}"
+        time.sleep(0.01)
+    files = sorted((container.bundle).iterdir())
+    for _ in range(3):
+        status, output, process = container.exec("true")
+        assert status == 0, output
+        env = dict(entry.split("=", 1) for entry in process["env"])
+        assert (env["HOOKED"], env["GREETING"], env["CONFIGURED"]) == ("yes", "good morning", "1")
+        assert env["PATH"] == f"{ENVIRONMENT}/bin:/usr/bin:/bin"
+    assert sorted((container.bundle).iterdir()) == files
+
+
+def test_what_changes_an_activation_reaches_the_command_alone_and_the_pods_own_names_stay(node: Node) -> None:
+    theirs = ["ENV=/nonesuch", "SHELLOPTS=xtrace", "RUST_LOG=debug", "FLOX_ENVIRONMENT=prod", "_FLOX_APP=y"]
+    container = node.pod("env", env=["PATH=/bin", *theirs, "FLOX_ENV_CACHE=/stale"])
+    lines = container.run().wait().splitlines()
+    assert set(theirs) <= set(lines)
+    assert "FLOX_ENV_CACHE=/.flox-node/cache" in lines
+    assert not [line for line in lines if line.startswith("FLOX_NODE_")]
+    log = node.path("/var/log/flox-node/runtime.jsonl").read_text()
+    assert "the container's variables FLOX_ENV_CACHE were dropped: Flox sets them itself" in log
+
+
+def test_an_absolute_command_that_nobody_has_is_an_error_of_the_start(node: Node) -> None:
+    container = node.pod("/no/such", "x")
+    assert container.create() == 1
+    assert container.error.startswith('flox: exec: "/no/such": no such file or directory')
+    assert not node.path(f"/run/flox-node/containers/{container.id}.json").exists()
+
+
+def test_the_command_is_started_with_nothing_of_ours_left(node: Node) -> None:
+    command = (
+        'echo "$$ $0"; tr "\\0" "|" </proc/1/cmdline; echo; ls -l /proc/1/fd | grep -c flox-node; umask; kill -l TERM'
+    )
+    output = node.pod(f"{BUSYBOX}/bin/busybox", "sh", "-c", command, "zero", "").run().wait()
+    lines = output.splitlines()
+    assert lines[0] == "1 zero"
+    assert lines[1].startswith(f"{BUSYBOX}/bin/busybox|sh|-c|")
+    assert lines[1].endswith("|zero||")
+    assert lines[2:4] == ["0", "0022"]
+
+
 def test_an_exec_of_a_listed_container_stays_outside_the_environment(node: Node) -> None:
     container = node.pod("sleep", "600", flox={"skip_containers_exec": "other, main"}).run()
     status, _, process = container.exec("hello")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path"
 	"strings"
 )
@@ -17,7 +18,11 @@ const (
 	// CacheDir is a tmpfs: hooks expect $FLOX_ENV_CACHE to exist and to be writable for every user.
 	CacheDir    = RuntimeDir + "/cache"
 	ContextFile = RuntimeDir + "/ctx.json"
-	stateDir    = RuntimeDir + "/activation"
+	// Launcher is this program, which becomes the command once the environment is activated; see package launch.
+	Launcher = RuntimeDir + "/launch"
+	// KeptEnvironment is the file in RuntimeDir that the launcher leaves: NAME=value, separated by zero bytes.
+	KeptEnvironment = "environ"
+	stateDir        = RuntimeDir + "/activation"
 )
 
 // Start is how to start a command in an environment.
@@ -25,6 +30,7 @@ type Start struct {
 	Args    []string
 	Env     []string // NAME=value, to be added
 	Context []byte   // the content of ContextFile; nil when none is needed
+	Warning string   // what the node's administrator should know
 }
 
 // Environment is a built environment in a view.
@@ -53,6 +59,9 @@ func (e Environment) Plan(argv []string) (Start, error) {
 		Args: append([]string{script, "--env", e.StorePath, "--mode", e.Mode, "--"}, argv...),
 		// Versions of the script differ in which of the two they read; the other one is harmless.
 		Env: []string{"FLOX_ENV_CACHE=" + CacheDir, "_FLOX_ENV_CACHE=" + CacheDir},
+		// Every Flox from 1.9 on builds it into an environment.
+		Warning: "the environment " + e.Name + " has no usable libexec/flox-activations, so it is activated by its script " +
+			"alone: what the node holds of it may be damaged",
 	}, nil
 }
 
@@ -97,6 +106,32 @@ type activateContext struct {
 	DisableHook           bool                `json:"disable_hook"` // the prompt's hook, not the environment's
 }
 
+// cudaDetection says whether the activation looks for the node's CUDA libraries: in dev mode, unless the manifest does
+// not want it. A run mode has no script that would.
+func (e Environment) cudaDetection() string {
+	if e.Mode != "dev" {
+		return "0"
+	}
+	var lock struct {
+		Manifest struct {
+			Options struct {
+				CudaDetection *bool `json:"cuda-detection"`
+			} `json:"options"`
+		} `json:"manifest"`
+	}
+	resolved, _, err := e.View.Resolve(path.Join(e.StorePath, "manifest.lock"))
+	if err == nil {
+		var data []byte
+		if data, err = os.ReadFile(e.View.Host(resolved)); err == nil {
+			err = json.Unmarshal(data, &lock)
+		}
+	}
+	if wanted := lock.Manifest.Options.CudaDetection; err == nil && wanted != nil && !*wanted {
+		return "0"
+	}
+	return "1"
+}
+
 func (e Environment) byActivations(activations, interpreter, bash string, argv []string) (Start, error) {
 	_, name, _ := strings.Cut(e.Name, "/")
 	context := activateContext{
@@ -104,7 +139,7 @@ func (e Environment) byActivations(activations, interpreter, bash string, argv [
 		AttachCtx: attachContext{
 			Env: e.StorePath, EnvCache: CacheDir, EnvDescription: e.Name, FloxActiveEnvironments: "[]",
 			PromptColor1: "99", PromptColor2: "141", FloxPromptEnvironments: name, SetPrompt: true,
-			FloxEnvCudaDetection: "0", InterpreterPath: interpreter, FloxRuntimeDir: RuntimeDir,
+			FloxEnvCudaDetection: e.cudaDetection(), InterpreterPath: interpreter, FloxRuntimeDir: RuntimeDir,
 		},
 		ActivationStateDir: stateDir,
 		Mode:               e.Mode,

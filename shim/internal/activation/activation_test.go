@@ -108,8 +108,28 @@ func TestTheScriptIsUsedWhereFloxActivationsIsMissingOrNoBashIsNamed(t *testing.
 	} {
 		start, err := plan(t, extra, "hello", "x")
 		wanted := []string{environment + "/activate", "--env", environment, "--mode", "dev", "--", "hello", "x"}
-		if err != nil || !reflect.DeepEqual(start.Args, wanted) || start.Context != nil || !Has(start.Env, "_FLOX_ENV_CACHE") {
+		if err != nil || !reflect.DeepEqual(start.Args, wanted) || start.Context != nil || !Has(start.Env, "_FLOX_ENV_CACHE") ||
+			!strings.Contains(start.Warning, "no usable libexec/flox-activations") {
 			t.Errorf("%s: %+v, %v", name, start, err)
+		}
+	}
+}
+
+func TestCudaIsLookedForInDevModeUnlessTheManifestDoesNotWantIt(t *testing.T) {
+	for _, test := range []struct{ mode, lock, wanted string }{
+		{"dev", `{"manifest":{}}`, "1"},
+		{"dev", `{"manifest":{"options":{"cuda-detection":true}}}`, "1"},
+		{"dev", `{"manifest":{"options":{"cuda-detection":false}}}`, "0"},
+		{"dev", `{`, "1"},
+		{"run", `{"manifest":{"options":{"cuda-detection":true}}}`, "0"},
+	} {
+		view := tree(t, built(map[string]string{environment + "/manifest.lock": test.lock}))
+		start, err := Environment{view, environment, "demo/hello", test.mode}.Plan([]string{"x"})
+		if err != nil || start.Warning != "" {
+			t.Fatal(start.Warning, err)
+		}
+		if !strings.Contains(string(start.Context), `"flox_env_cuda_detection":"`+test.wanted+`"`) {
+			t.Errorf("%+v: %s", test, start.Context)
 		}
 	}
 }
@@ -150,21 +170,56 @@ func TestResolveNeverLeavesTheView(t *testing.T) {
 }
 
 func TestAnExecGetsTheFirstProcessEnvironmentAndItsOwnOnTop(t *testing.T) {
-	configured := []string{"PATH=/bin", "A=1", "UNSET=1", "FLOX_ENV_CACHE=/stale"}
-	first := []string{"PATH=/env/bin:/bin", "A=2", "HOOK=1", "FLOX_ENV=/env", "FLOX_ENV_CACHE=/cache"}
-	got := Merge(first, Clean(configured), append(append([]string{}, configured...), "TERM=xterm", "HOOK=explicit", "PATH=/other"))
-	wanted := []string{"PATH=/env/bin:/bin", "A=2", "HOOK=explicit", "FLOX_ENV=/env", "FLOX_ENV_CACHE=/cache", "TERM=xterm"}
+	configured := []string{"PATH=/bin", "A=1", "UNSET=1", "FLOX_ENV_CACHE=/stale", "ENV=prod"}
+	first := []string{"PATH=/env/bin:/bin", "A=2", "HOOK=1", "FLOX_ENV=/env", "FLOX_ENV_CACHE=/cache", "ENV=hook"}
+	cleaned, _ := Clean(configured)
+	got := Merge(first, Defer(cleaned), append(append([]string{}, configured...), "TERM=xterm", "HOOK=explicit", "PATH=/other"))
+	wanted := []string{
+		"PATH=/env/bin:/bin", "A=2", "HOOK=explicit", "FLOX_ENV=/env", "FLOX_ENV_CACHE=/cache", "ENV=hook", "TERM=xterm",
+	}
 	if !reflect.DeepEqual(got, wanted) {
 		t.Fatalf("%q", got)
 	}
 }
 
 func TestABareExecStillFindsTheEnvironmentsPrograms(t *testing.T) {
-	got := Bare([]string{"A=1", "FLOX_ENV_X=1", "PATH=/bin"}, "/env")
+	got := Bare([]string{"A=1", "FLOX_ENV_DIRS=1", "PATH=/bin"}, "/env")
 	if !reflect.DeepEqual(got, []string{"A=1", "PATH=/env/bin:/bin", "FLOX_ENV=/env"}) {
 		t.Fatalf("%q", got)
 	}
 	if got := Bare(nil, "/env"); !strings.HasPrefix(got[1], "PATH=/env/bin:/") {
 		t.Fatalf("%q", got)
+	}
+}
+
+func TestOnlyTheNamesThatFloxSetsAreDropped(t *testing.T) {
+	env := []string{
+		"FLOX_ENVIRONMENT=prod", "FLOX_ENV_STAGE=x", "_FLOX_APP=y", "FLOX_ENV=/x", "_FLOX_HOOK_DIFF=", "FLOX_ENV_CACHE=/c",
+		"FLOX_DISABLE_METRICS=true", "A=1",
+	}
+	kept, dropped := Clean(env)
+	if strings.Join(kept, " ") != "FLOX_ENVIRONMENT=prod FLOX_ENV_STAGE=x _FLOX_APP=y FLOX_DISABLE_METRICS=true A=1" ||
+		strings.Join(dropped, " ") != "FLOX_ENV _FLOX_HOOK_DIFF FLOX_ENV_CACHE" {
+		t.Fatalf("%q, %q", kept, dropped)
+	}
+}
+
+func TestWhatChangesAnActivationPassesItUnderAnotherName(t *testing.T) {
+	env := []string{
+		"RUST_LOG=debug", "GETOPT_COMPATIBLE=", "SHELLOPTS=xtrace", "BASH_ENV=/x", "ENV=prod", "FLOX_ACTIVATE_TRACE=1",
+		"LD_PRELOAD=/x.so", "LD_LIBRARY_PATH=/lib", "BASH_FUNC_cd%%=() { exit 1; }", "POSIXLY_CORRECT=1",
+		"ENVOY=1", "RUST_LOGGER=1", "A.B=1",
+	}
+	deferred := Defer(env)
+	for _, entry := range deferred {
+		if commands[name(entry)] || strings.HasPrefix(entry, function) {
+			t.Errorf("%s reaches the activation", entry)
+		}
+	}
+	if got := Restore(deferred); !reflect.DeepEqual(got, env) {
+		t.Errorf("%q", got)
+	}
+	if got := Restore([]string{"FLOX_NODE_LATER_ENV=pod", "A=1", "ENV=hook"}); strings.Join(got, " ") != "A=1 ENV=hook" {
+		t.Errorf("the environment's own value counts: %q", got)
 	}
 }

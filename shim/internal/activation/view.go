@@ -48,7 +48,11 @@ func (v View) Resolve(inContainer string) (string, os.FileInfo, error) {
 		next := path.Join(resolved, rest[0])
 		rest = rest[1:]
 		if !v.shows(next) {
-			return "", nil, fmt.Errorf("%s leads to %s, which is not in the closure", inContainer, next)
+			err := errors.New("which is not in the closure")
+			if strings.HasPrefix(next, "/nix/") { // and what lies elsewhere is the image's, which is not asked
+				err = fmt.Errorf("%w: %w", err, os.ErrNotExist)
+			}
+			return "", nil, fmt.Errorf("%s leads to %s, %w", inContainer, next, err)
 		}
 		var err error
 		if info, err = os.Lstat(v.Host(next)); err != nil {

@@ -1,6 +1,6 @@
-// Package initenv reads the environment of a container's first process from the host.
+// Package initenv reads, from the host, the environment in which a container's command was started.
 //
-// The process is the tenant's: what it shows is bounded and parsed as hostile text.
+// The container is the tenant's: what it shows is bounded and parsed as hostile text.
 package initenv
 
 import (
@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -19,22 +20,25 @@ import (
 )
 
 const (
-	maxSize    = 1 << 20
-	numThreads = 17             // among the fields of a process' stat that follow its name, see proc(5)
-	snapshot   = "flox-environ" // in the bundle, which only root can enter and which ends with the container
+	// The kernel lets no program start with more, whatever its limit of the stack is.
+	maxSize = 6 << 20
+	// Both in the bundle, which only root can enter and which ends with the container.
+	snapshot = "flox-environ" // what older versions kept of the first process
+	inVain   = "flox-waited"  // somebody has waited for this container, and in vain
 )
 
 var (
-	errNotYet = errors.New("the container's first process has not entered the environment yet")
+	errNotYet = errors.New("the container has not entered the environment yet: its hook still runs, or the program has " +
+		"removed what was kept of it; the command gets FLOX_ENV and PATH")
 	errGone   = errors.New("the container's first process has ended")
-	errTooBig = errors.New("the environment of the container's first process is larger than 1 MiB")
+	errTooBig = errors.New("the environment of the container's first process is larger than 6 MiB")
 )
 
-// Read gives the environment of the first process of the container in a bundle.
+// Read gives the environment in which the command of the container in a bundle was started.
 //
-// The process has it only from its last execve on, so until then this waits, at most for patience. The first good
-// answer is kept in the bundle: programs may later overwrite what /proc shows of them (setproctitle), and a probe
-// that runs every second should cost what a probe costs.
+// The launcher leaves it in the container right before it becomes the command; until then this waits, at most for
+// patience, and only once for a container: a probe that runs every second should not wait every second. Containers of
+// older versions have no launcher, and the environment is what their first process shows.
 func Read(bundle string, patience time.Duration) ([]string, error) {
 	if data, err := readFile(filepath.Join(bundle, snapshot)); err == nil {
 		return parse(data), nil
@@ -43,43 +47,75 @@ func Read(bundle string, patience time.Duration) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := os.Lstat(filepath.Join(bundle, inVain)); err == nil {
+		patience = 0
+	}
 	deadline := time.Now().Add(patience)
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		data, err := readFile("/proc/" + strconv.Itoa(pid) + "/environ")
-		switch {
-		case err != nil:
-			return nil, err
-		case len(data) == 0: // a zombie, or a process between two programs
-			err = errGone
-		case activation.Has(parse(data), "FLOX_ENV"):
-			_ = node.WriteFile(filepath.Join(bundle, snapshot), data, 0o600)
-			return parse(data), nil
-		default:
-			err = errNotYet
+		env, err := look(pid)
+		if err == nil || !errors.Is(err, errNotYet) && !errors.Is(err, errGone) {
+			return env, err
 		}
 		if time.Now().Add(pause).After(deadline) {
+			if patience > 0 {
+				_ = node.WriteFile(filepath.Join(bundle, inVain), nil, 0o600)
+			}
 			return nil, err
 		}
 		time.Sleep(pause)
 	}
 }
 
-// Runs says that the first process of the container in a bundle has not ended.
-func Runs(bundle string) bool {
-	pid, err := readPid(filepath.Join(bundle, "init.pid"))
+func look(pid int) ([]string, error) {
+	process := "/proc/" + strconv.Itoa(pid)
+	var data []byte
+	err := inMounts(process, func() (err error) {
+		data, err = readKept(activation.RuntimeDir)
+		return err
+	})
+	if err == nil {
+		return parse(data), nil
+	}
+	data, err = readFile(process + "/environ")
+	switch {
+	case err != nil:
+		return nil, err
+	case len(data) == 0: // a zombie, or a process between two programs
+		return nil, errGone
+	}
+	if env := parse(data); activation.Has(env, "FLOX_ENV") {
+		return env, nil
+	}
+	return nil, errNotYet
+}
+
+// readKept reads what the launcher left in its folder. The folder is a file system of the container's memory, so that
+// nobody serves it; the file must be a plain one, and no symlink is followed.
+func readKept(folder string) ([]byte, error) {
+	const openPath, tmpfs = 0x200000, 0x01021994
+	at, err := syscall.Open(folder, openPath|syscall.O_DIRECTORY|syscall.O_NOFOLLOW|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	stat, err := readFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	// `pid (name) state ...`, and the name is the process' own choice.
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if err != nil || len(fields) <= numThreads {
-		return false
+	defer syscall.Close(at)
+	var system syscall.Statfs_t
+	if err := syscall.Fstatfs(at, &system); err != nil {
+		return nil, err
 	}
-	// The state is the first thread's. It ends before the others do, and when another one executes a program.
-	ended := fields[0][0] == 'Z' || fields[0][0] == 'X'
-	threads, _ := strconv.Atoi(string(fields[numThreads]))
-	return !ended || threads > 1
+	if system.Type != tmpfs {
+		return nil, errors.New("the folder of the launcher is another file system")
+	}
+	const flags = syscall.O_RDONLY | syscall.O_NOFOLLOW | syscall.O_NONBLOCK | syscall.O_CLOEXEC
+	fd, err := syscall.Openat(at, activation.KeptEnvironment, flags, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), activation.KeptEnvironment)
+	defer file.Close()
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.New("what the launcher left is no file")
+	}
+	return readAll(file)
 }
 
 func readPid(path string) (int, error) {
@@ -100,6 +136,10 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
+	return readAll(file)
+}
+
+func readAll(file *os.File) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
 	if err == nil && len(data) > maxSize {
 		err = errTooBig
@@ -122,5 +162,5 @@ func parse(data []byte) []string {
 		seen[name] = true
 		env = append(env, text)
 	}
-	return env
+	return activation.Restore(env)
 }

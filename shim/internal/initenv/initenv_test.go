@@ -2,11 +2,10 @@ package initenv
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,43 +36,102 @@ func at(t *testing.T, pid int) string {
 	return dir
 }
 
-func TestTheEnvironmentIsReadOnceAndThenKept(t *testing.T) {
-	dir := bundle(t, "FLOX_ENV=/env", "A=1\n2", "=odd", "noequals", "B=\xff")
+func TestTheFirstProcessIsAskedWhereThereIsNoLauncher(t *testing.T) {
+	dir := bundle(t, "FLOX_ENV=/env", "A=1\n2", "=odd", "noequals", "B=\xff", "FLOX_NODE_LATER_ENV=prod")
 	for range 2 {
 		env, err := Read(dir, time.Second)
-		if err != nil || strings.Join(env, "|") != "FLOX_ENV=/env|A=1\n2" {
+		if err != nil || strings.Join(env, "|") != "FLOX_ENV=/env|A=1\n2|ENV=prod" {
 			t.Fatalf("%q, %v", env, err)
 		}
-		if err := os.Remove(filepath.Join(dir, "init.pid")); err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
 	}
-	if info, err := os.Stat(filepath.Join(dir, snapshot)); err != nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("%v, %v", info, err)
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+		t.Fatalf("an exec leaves something: %v", entries)
 	}
 }
 
-func TestAProcessThatHasNotEnteredTheEnvironmentIsWaitedForABoundedTime(t *testing.T) {
+func TestWhatAnOlderVersionKeptCounts(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, snapshot), []byte("FLOX_ENV=/env\x00A=1\x00"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if env, err := Read(dir, time.Minute); err != nil || strings.Join(env, "|") != "FLOX_ENV=/env|A=1" {
+		t.Fatalf("%q, %v", env, err)
+	}
+}
+
+func TestNobodyWaitsInVainTwice(t *testing.T) {
 	dir := bundle(t, "A=1", "NOT_FLOX_ENV=1")
-	began := time.Now()
 	if _, err := Read(dir, 50*time.Millisecond); err != errNotYet {
 		t.Fatal(err)
 	}
-	if time.Since(began) > 10*time.Second {
-		t.Fatal("too long")
-	}
-	if _, err := os.Stat(filepath.Join(dir, snapshot)); !os.IsNotExist(err) {
-		t.Fatal("an environment from before the activation was kept")
+	done := make(chan error)
+	go func() {
+		_, err := Read(dir, 24*time.Hour)
+		done <- err
+	}()
+	if err := <-done; err != errNotYet {
+		t.Fatal(err)
 	}
 }
 
-func TestAHugeEnvironmentIsNotCutButRefused(t *testing.T) {
+// kept makes the launcher's folder, in memory.
+func kept(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "flox-initenv-")
+	if err != nil {
+		t.Skip("no file system in memory at /dev/shm: ", err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func TestWhatTheLauncherLeftIsReadAndNothingElse(t *testing.T) {
+	for name, test := range map[string]struct {
+		lay  func(path string) error
+		good bool
+	}{
+		"a file":  {func(path string) error { return os.WriteFile(path, []byte("A=1\x00B=2"), 0o600) }, true},
+		"nothing": {func(string) error { return nil }, false},
+		"a link":  {func(path string) error { return os.Symlink("/etc/passwd", path) }, false},
+		"a pipe":  {func(path string) error { return syscall.Mkfifo(path, 0o600) }, false},
+		"a folder": {
+			func(path string) error { return os.Mkdir(path, 0o700) }, false,
+		},
+		"too much": {func(path string) error {
+			return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, maxSize+1))
+		}, false},
+	} {
+		dir := kept(t)
+		if err := test.lay(filepath.Join(dir, "environ")); err != nil {
+			t.Fatal(err)
+		}
+		data, err := readKept(dir)
+		if (err == nil) != test.good || test.good && string(data) != "A=1\x00B=2" {
+			t.Errorf("%s: %q, %v", name, data, err)
+		}
+	}
+	disk := t.TempDir()
+	if err := os.WriteFile(filepath.Join(disk, "environ"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(kept(t), "link")
+	if err := os.Symlink(kept(t), link); err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{disk, link, "/nonesuch"} {
+		if _, err := readKept(folder); err == nil {
+			t.Errorf("%s is taken", folder)
+		}
+	}
+}
+
+func TestALargeEnvironmentIsNotCut(t *testing.T) {
 	env := []string{"FLOX_ENV=/env"}
 	for i := range 12 {
 		env = append(env, "A"+strconv.Itoa(i)+"="+strings.Repeat("x", 100<<10))
 	}
-	if _, err := Read(bundle(t, env...), time.Second); err != errTooBig {
-		t.Fatal(err)
+	if got, err := Read(bundle(t, env...), time.Second); err != nil || len(got) != len(env) {
+		t.Fatal(len(got), err)
 	}
 }
 
@@ -90,56 +148,6 @@ func TestAMissingProcessIsAnErrorAtOnce(t *testing.T) {
 	}
 	if time.Since(began) > 10*time.Second {
 		t.Fatal("too long")
-	}
-}
-
-func TestAZombieDoesNotRun(t *testing.T) {
-	command := exec.Command("/bin/true")
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = command.Wait() }()
-	dir := at(t, command.Process.Pid)
-	for deadline := time.Now().Add(time.Minute); Runs(dir); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it still runs")
-		}
-	}
-	if !Runs(bundle(t)) {
-		t.Fatal("a sleeping process runs")
-	}
-}
-
-func init() {
-	if os.Getenv("LEADERLESS") != "" { // this program again: its first thread ends, and another one goes on
-		runtime.LockOSThread()
-		go func() { time.Sleep(time.Minute); os.Exit(0) }()
-		syscall.RawSyscall(syscall.SYS_EXIT, 0, 0, 0)
-	}
-}
-
-func TestAProcessRunsUntilItsLastThreadHasEnded(t *testing.T) {
-	command := exec.Command(os.Args[0])
-	command.Env = []string{"LEADERLESS=1"}
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	dir, stat := at(t, command.Process.Pid), fmt.Sprintf("/proc/%d/stat", command.Process.Pid)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		if data, err := os.ReadFile(stat); err == nil && strings.Contains(string(data), ") Z ") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("its first thread does not end")
-		}
-	}
-	if !Runs(dir) {
-		t.Fatal("another thread runs")
-	}
-	_ = command.Process.Kill()
-	_ = command.Wait()
-	if Runs(dir) {
-		t.Fatal("it was killed")
 	}
 }
 
