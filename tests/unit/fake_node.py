@@ -31,6 +31,7 @@ from flox_node.host.children import Finish
 
 CONFIG = "/etc/containerd/config.toml"
 SOCKET = "/run/containerd/containerd.sock"
+UNIT = "containerd.service"
 PLUGIN = "io.containerd.grpc.v1.cri"
 KUBEADM = f"""\
 # written by an administrator
@@ -195,7 +196,7 @@ class FakeSystemd:
     def __init__(self, containerd: FakeContainerd) -> None:
         self._containerd = containerd
         self._timers: dict[str, threading.Timer] = {}
-        self.active = {"containerd.service": True, "kubelet.service": True}
+        self.active = {UNIT: True, "kubelet.service": True}
         self.unit = UnitSettings("process", False, True, ("/usr/bin/containerd",), ("/lib/containerd.service",))
         self.reloads = 0
         self._systemctl = containerd.root.parent / f"{containerd.root.name}-bin/systemctl"
@@ -208,7 +209,7 @@ class FakeSystemd:
         return UnitStatus("active" if active else "inactive", "running" if active else "dead")
 
     def restart(self, unit: str, *, timeout: float) -> None:
-        assert unit == "containerd.service"
+        assert unit == UNIT
         self.active["kubelet.service"] = False  # a failed start leaves what Requires= it down
         self._containerd.restarts += 1
         self._containerd.read_config()
@@ -242,7 +243,7 @@ class FakeSystemd:
         environment = {"PATH": f"{self._systemctl.parent}:{os.environ['PATH']}"}
         subprocess.run([shell, f"{root}{script}", mode, root], env=environment, check=False, capture_output=True)
         if mode == "now" and not fails.exists():
-            self.restart("containerd.service", timeout=1)
+            self.restart(UNIT, timeout=1)
             self.active["kubelet.service"] = True
 
     def bound_units(self, unit: str) -> list[str]:
@@ -269,7 +270,8 @@ class FakeProcesses:
             return Completed(0, b"1.14.1\n", b"")
         if (program := self._root / argv[0].lstrip("/")).is_file():  # what was really written to the node
             return Completed(subprocess.run([program], check=False).returncode, b"", b"")
-        assert argv[0] == "/usr/bin/containerd"
+        if argv[0] != "/usr/bin/containerd":
+            raise OutsideError(f"{argv[0]} is not on this node.")
         assert self._containerd is not None
         if list(argv[1:]) == ["--version"]:
             return Completed(
@@ -291,9 +293,7 @@ class FakeProcesses:
     def socket_owner(self, socket: str) -> RunningProcess | None:
         if socket != SOCKET:
             return None
-        return RunningProcess(
-            321, "/usr/bin/containerd", ("/usr/bin/containerd",), "containerd.service", ("/usr/sbin",)
-        )
+        return RunningProcess(321, "/usr/bin/containerd", ("/usr/bin/containerd",), UNIT, ("/usr/sbin",))
 
     def named(self, *names: str) -> list[RunningProcess]:
         return [process for process in self.others if process.argv[0].rpartition("/")[2] in names]

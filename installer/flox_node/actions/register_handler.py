@@ -136,9 +136,10 @@ class RegisterHandler(Action[HandlerGap]):
             return
         restart.spend(host, per_hour=self.restarts_per_hour)
         try:
-            self._register(host, progress)
+            self._register(host, daemon.look(host, self.socket), gap.edits, progress)
         except ConcurrentWriteError:
-            self._register(host, progress)
+            running = daemon.look(host, self.socket)
+            self._register(host, running, self._edits(host, running), progress)
 
     def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> None:
         """The old bytes where nobody else wrote since, else our table removed; then a restart, and the CRI is asked.
@@ -217,9 +218,7 @@ class RegisterHandler(Action[HandlerGap]):
         if self.registration.config not in remembered:
             yield Owned(self.registration.config, True)
 
-    def _register(self, host: Host, progress: Progress) -> None:
-        running = daemon.look(host, self.socket)  # the budget may have let time pass
-        edits = self._edits(host, running)
+    def _register(self, host: Host, running: Running, edits: tuple[Edit, ...], progress: Progress) -> None:
         proof.try_shim(host, self.binary_name)
         if edits:
             nodeadm_check.require_accepted(host, edits, FRAGMENTS)
