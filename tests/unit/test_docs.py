@@ -79,7 +79,9 @@ def test_the_reference_names_each_reason_event_and_metric_and_no_other() -> None
     told = text.partition("## What a node tells\n")[2].partition("\n## Health and metrics\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", told, flags=re.MULTILINE) == [reason.value for reason in Reason]
     assert sorted(set(re.findall(r"`(Flox[A-Z]\w+)`", told)) - {"FloxRuntimeReady"}) == sorted(Happening)
-    gauges = dict.fromkeys(("store_bytes", "store_paths", "store_free_ratio", "roots", "sandboxes"), 0.0)
+    gauges = dict.fromkeys(
+        ("store_bytes", "store_paths", "store_free_ratio", "store_free_inodes_ratio", "roots", "sandboxes"), 0.0
+    )
     page = exposition(NodeState(), Seen(gauges=gauges), Counters(failures={"Failed": 1}, phases={"place": 1}))
     names = set(re.findall(r"^(flox_node_\w+)(?=[{ ])", page.decode(), flags=re.MULTILINE))
     metrics = text.partition("\n## Health and metrics\n")[2].partition("\n## ")[0]

@@ -18,6 +18,7 @@ _STORE = {
     "store_bytes": "Bytes of the packages in the Nix store.",
     "store_paths": "Packages in the Nix store.",
     "store_free_ratio": "Free share of the file system of the Nix store.",
+    "store_free_inodes_ratio": "Free share of the inodes of that file system.",
     "roots": "Garbage collection roots of flox-node: payloads, cached environments, pods.",
     "sandboxes": "Flox pods running.",
 }

@@ -25,6 +25,7 @@ from flox_node.agent.seen import Seen
 from flox_node.agent.serve import Health
 from flox_node.errors import UsageError
 from flox_node.host.files import HostFiles
+from flox_node.host.space import LOW, free_ratios
 from flox_node.host.watch import FolderWatch, fingerprint
 from flox_node.kube.names import Happening, Phase, Reason
 
@@ -33,7 +34,6 @@ _SETTLE_S = 1.0  # a writer that we noticed may not be done yet
 _REVIEW_S = 3600.0  # a whole look although nothing was noticed
 _LOOK_TIMEOUT_S = 120.0
 _WORK_TIMEOUT_S = 1800.0
-_FREE_ENOUGH = 0.1  # of the store's file system; below it the node's own collection is started
 _COLLECT_EVERY_S = 3600.0
 _MESSAGE_LIMIT = 1000
 
@@ -111,13 +111,12 @@ class NodeAgent:
         return bool(different)
 
     def collect_if_full(self) -> None:
-        """Start the node's own collection when its store's file system is nearly full, at most once an hour."""
+        """Start the node's own collection when its store's file system is nearly full (bytes, inodes), once an hour."""
         now = time.monotonic()
         if not self.state.live or now - self._collected_at < _COLLECT_EVERY_S:
             return
         with contextlib.suppress(OSError):
-            space = os.statvfs(self._files.real("/nix"))
-            if space.f_bavail < space.f_blocks * _FREE_ENOUGH:
+            if min(free_ratios(self._files.real("/nix"))) < LOW:
                 self._collected_at = now
                 say("The store's file system is nearly full: starting the node's collection.")
                 self._run(["flox_node.agent", "collect", self._root], _LOOK_TIMEOUT_S)

@@ -35,6 +35,11 @@ class Paths:
         return self.on_disk(_ENVIRONMENT_ROOTS)
 
     @property
+    def auto_roots(self) -> str:
+        """Nix' own folder of links to roots that lie elsewhere."""
+        return self.on_disk("/nix/var/nix/gcroots/auto")
+
+    @property
     def index(self) -> str:
         """The folder of the index."""
         return self.on_disk("/var/lib/flox-node/envs/index")

@@ -47,3 +47,20 @@ def holds(key: str, store_path: str, paths: Paths) -> bool:
     except OSError:
         return False
     return rooted == store_path and os.path.isdir(paths.on_disk(store_path))
+
+
+def forget_dangling(paths: Paths) -> int:
+    """Remove the links by which Nix remembers what the Flox CLI rooted in private folders that are gone; how many.
+
+    Nix removes them too, but only when it collects garbage.
+    """
+    private = f"{paths.work.removeprefix(paths.root)}/"
+    gone = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(paths.auto_roots) as links:
+        for link in links:
+            with contextlib.suppress(OSError):
+                target = os.readlink(link.path)
+                if target.startswith(private) and not os.path.lexists(paths.on_disk(target)):
+                    os.unlink(link.path)
+                    gone += 1
+    return gone

@@ -12,6 +12,7 @@ from flox_node.host.files import HostFiles
 
 LOCK_DIR = "/run/flox-node/locks"
 INSTALL_LOCK = f"{LOCK_DIR}/install.lock"
+GC_LOCK = f"{LOCK_DIR}/gc.lock"
 
 
 @contextlib.contextmanager

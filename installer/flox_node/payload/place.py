@@ -26,7 +26,7 @@ from pathlib import Path
 from flox_node.atomic import HeldError, locked, sync_folder
 from flox_node.errors import BusyError, OutsideError, RefusedError
 from flox_node.host import Completed, Host, selinux
-from flox_node.host.nixdb import valid_paths
+from flox_node.host.nixdb import names
 from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk, written_early
 from flox_node.payload import manifest as manifests
 from flox_node.payload.manifest import Manifest, StorePath
@@ -88,7 +88,7 @@ def folder_of(payload_id: str, prefix: str = PREFIX) -> str:
 
 def survey(host: Host, manifest: Manifest, *, prefix: str = PREFIX) -> Survey:
     """Look what a node lacks of a payload; reads names and the database, no contents, and writes nothing."""
-    registered = valid_paths(host.files.real(DATABASE))
+    registered = names(host.files.real(DATABASE))
     present = set(host.files.listdir(STORE))
     roots = _roots(host, manifest)
     folder = folder_of(manifest.id, prefix)

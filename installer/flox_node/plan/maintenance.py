@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
 
 from flox_node.actions import Action, ImportImage, PlacePayload, RegisterHandler, WritePolicy
-from flox_node.actions.create_directory import was_made
 from flox_node.actions.mount_nix import NIX
 from flox_node.actions.paths import CURRENT
 from flox_node.containerd.live import commit, daemon
 from flox_node.containerd.live.daemon import Running
-from flox_node.environments import collect, work
+from flox_node.environments import gc as cached
+from flox_node.environments import work
 from flox_node.environments.paths import Paths
-from flox_node.errors import FloxNodeError, OutsideError
+from flox_node.errors import BusyError, FloxNodeError
 from flox_node.host import Host
-from flox_node.host.lock import exclusive
-from flox_node.payload import Manifest
-from flox_node.payload.manifest import NAME, parse
-from flox_node.payload.place import NIX_ENVIRONMENT, folder_of
-from flox_node.plan import heal, labels
+from flox_node.host.lock import GC_LOCK, exclusive
+from flox_node.host.space import free_ratios
+from flox_node.payload.place import folder_of
+from flox_node.plan import heal, labels, room
 from flox_node.plan.planner import inner_runtime
+from flox_node.plan.room import Freed
 from flox_node.plan.runs import machine_id
 from flox_node.plan.steps import Report, carry_out_all, take_back
 from flox_node.platforms import DEFAULT_SOCKET
@@ -31,17 +32,20 @@ from flox_node.state.ledger import Ledger
 DAYS = 30
 _DAY_S = 86400.0
 _FRESH_S = 600.0  # a sandbox has its root before containerd lists it
-_COLLECTION_S = 3600.0
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What was let go of: sandboxes without a pod, environments and payloads without a use; bytes that Nix freed."""
+    """What was let go of: sandboxes without a pod, environments and payloads without a use; what Nix freed.
+
+    `short` says that there is no room all the same.
+    """
 
     sandboxes: tuple[str, ...] = ()
     environments: tuple[str, ...] = ()
     payloads: tuple[str, ...] = ()
     nix: str = ""
+    short: str = ""
 
 
 def boot(host: Host, report: Report) -> Swept:
@@ -88,33 +92,85 @@ def _settled_containerd(
 def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
     """Let go of what nothing has used for `days`, and have Nix remove what is rooted no more.
 
-    Nix is asked to only where an install made the store: in a store that was there before, garbage is its owner's.
+    Where room is short it goes on, with what was used longest ago, until there is room. The node's lock is held for the
+    payloads only: nobody who installs waits for the rest. Nix removes something only where an install made the store.
 
     Raises:
+        BusyError: another collection runs, or a run of an install.
         OutsideError: containerd or Nix does not answer.
     """
+    with exclusive(host.files, GC_LOCK):
+        with exclusive(host.files):
+            ledger = Ledger.load(host.files)
+        if ledger.receipt is None or ledger.interrupted:
+            return Swept()
+        since = time.time() - days * _DAY_S
+        paths = _paths(host)
+        payloads: tuple[str, ...] = ()
+        sandboxes = _forget_pods(host, _socket(ledger))
+        environments = cached.let_go(cached.unused(paths, since=since), paths, unused_since=since)
+        strays = cached.forget_strays(paths)
+        with contextlib.suppress(BusyError):  # an install began meanwhile; the payloads go another day
+            payloads = _forget_payloads(host, report, since)
+        freed = Freed()
+        if room.is_ours(host) and work.sweep(paths):
+            if sandboxes or environments or payloads or strays or room.lacking(host):
+                freed = room.collect_garbage(host)
+            more, freed_more = _make_room(host, paths)
+            environments, freed = list(dict.fromkeys([*environments, *more])), freed + freed_more
+        return Swept(sandboxes, tuple(environments), payloads, str(freed), _short(host))
+
+
+def _make_room(host: Host, paths: Paths) -> tuple[list[str], Freed]:
+    """Let go of environments before their time, and have Nix remove them, until there is room or nothing may go."""
+    gone: list[str] = []
+    freed = Freed()
+    while (need := room.lacking(host)) is not None:
+        since = time.time() - _FRESH_S
+        keys = cached.enough(
+            paths,
+            need,
+            since=since,
+            closure=lambda store_path: room.closure_of(store_path, paths),
+            weigh=lambda store_path: room.weigh(store_path, paths),
+        )
+        names = cached.let_go(keys, paths, unused_since=since)
+        if not names:
+            break
+        gone += names
+        freed += room.collect_garbage(host)
+    return gone, freed
+
+
+def _short(host: Host) -> str:
+    """What to say where a collection has not made room."""
+    if room.lacking(host) is None:
+        return ""
+    of_bytes, of_inodes = free_ratios(host.files.real(NIX))
+    return (
+        f"{of_bytes:.0%} of the bytes and {of_inodes:.0%} of the inodes of the store's file system are free, and all "
+        "that is left is in use: remove other files there, or put the store on a larger one"
+    )
+
+
+def _forget_pods(host: Host, socket: str) -> tuple[str, ...]:
+    known = {sandbox.id for sandbox in daemon.cri(host, socket).sandboxes()}
+    return tuple(cached.forget_pods(_paths(host), sandboxes=known, older_than=time.time() - _FRESH_S))
+
+
+def _forget_payloads(host: Host, report: Report, since: float) -> tuple[str, ...]:
     with exclusive(host.files):
         commit.settle(host)
         ledger = Ledger.load(host.files)
         if ledger.receipt is None or ledger.interrupted:
-            return Swept()
-        since = time.time() - days * _DAY_S
-        sandboxes = _forget_pods(host, _socket(ledger))
-        environments = collect.collect(_paths(host), unused_since=since)
+            return ()
         payloads = _old_payloads(host, ledger, since)
         for payload_id in payloads:
             record = ledger.records[PlacePayload(payload_id).key]
             take_back(host, ledger, record, report, purge=False, waiting=False)
         if payloads:
             _conclude(ledger)
-        is_idle = work.sweep(_paths(host))
-        nix = _collect_garbage(host) if is_idle and (sandboxes or environments or payloads) else ""
-        return Swept(sandboxes, tuple(environments), payloads, nix)
-
-
-def _forget_pods(host: Host, socket: str) -> tuple[str, ...]:
-    known = {sandbox.id for sandbox in daemon.cri(host, socket).sandboxes()}
-    return tuple(collect.forget_pods(_paths(host), sandboxes=known, older_than=time.time() - _FRESH_S))
+        return payloads
 
 
 def _old_payloads(host: Host, ledger: Ledger, since: float) -> tuple[str, ...]:
@@ -130,21 +186,6 @@ def _old_payloads(host: Host, ledger: Ledger, since: float) -> tuple[str, ...]:
         if folder is None or folder.st_mtime < since:
             old.append(payload_id)
     return tuple(old)
-
-
-def _collect_garbage(host: Host) -> str:
-    if not was_made(host, NIX):
-        return ""
-    program = _manifest(host).entry_points["nix-store"]
-    done = host.processes.run([program, "--gc"], env=NIX_ENVIRONMENT, timeout=_COLLECTION_S)
-    lines = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
-    if done.returncode != 0:
-        raise OutsideError(f"Nix could not collect garbage: {lines[-1] if lines else 'no reason given'}")
-    return next((line for line in lines if "freed" in line), "")
-
-
-def _manifest(host: Host) -> Manifest:
-    return parse(host.files.read(f"{CURRENT}/{NAME}"))
 
 
 def _conclude(ledger: Ledger) -> None:

@@ -14,7 +14,7 @@ from flox_node.actions.in_use import bundles_with_shim
 from flox_node.containerd.live import commit, daemon
 from flox_node.errors import FloxNodeError, InUseError, OutsideError
 from flox_node.host import Host
-from flox_node.host.lock import exclusive
+from flox_node.host.lock import GC_LOCK, exclusive
 from flox_node.payload import Payload
 from flox_node.plan import heal, labels
 from flox_node.plan.planner import HANDLER, Plan, Settings, plan_install
@@ -86,8 +86,9 @@ def uninstall(
 
     Raises:
         InUseError: sandboxes of the handler exist (unless `force`).
+        BusyError: another run or a garbage collection.
     """
-    with exclusive(host.files):
+    with exclusive(host.files, GC_LOCK), exclusive(host.files):
         commit.settle(host)
         ledger = Ledger.load(host.files)
         if not ledger.records:

@@ -329,19 +329,23 @@ def test_the_metrics_name_what_runs_and_what_was_done(node: Node) -> None:
     assert 'platform="plain"' in page
 
 
+@pytest.mark.parametrize("full", [{"f_bavail": 9}, {"f_favail": 9, "f_files": 100}], ids=["bytes", "inodes"])
 def test_a_store_that_is_nearly_full_starts_the_nodes_collection_at_most_once_an_hour(
-    node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    node: Node, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, full: dict[str, int]
 ) -> None:
     import os
     import types
 
-    free = {"blocks": 50}
-    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_bavail=free["blocks"], f_blocks=100))
+    free = {"f_bavail": 50, "f_blocks": 100, "f_favail": 50, "f_files": 100}
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(**free))
     node.looks, node.runs = [WELL], [Ended(0)]
     node.agent.converge()
     node.agent.collect_if_full()
     assert node.called == []
-    free["blocks"] = 9
+    free["f_files"] = free["f_favail"] = 0  # as btrfs, which counts none
+    node.agent.collect_if_full()
+    assert node.called == []
+    free |= full
     node.agent.collect_if_full()
     node.agent.collect_if_full()
     assert node.called == [["flox_node.agent", "collect", str(tmp_path)]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flox_node.errors import CorruptError
-from flox_node.host.nixdb import ValidPath, valid_paths
+from flox_node.host.nixdb import ValidPath, names, totals, valid_paths
 
 _TABLES = (
     "create table ValidPaths (id integer primary key autoincrement, path text, hash text, narSize integer)",
@@ -31,6 +31,8 @@ def test_paths_and_what_they_refer_to_are_read(database: Path, journal: str) -> 
         "/nix/store/a": ValidPath("/nix/store/a", "sha256:a", 1, ("/nix/store/a", "/nix/store/b")),
         "/nix/store/b": ValidPath("/nix/store/b", "sha256:b", 2, ()),
     }
+    assert names(database) == {"/nix/store/a", "/nix/store/b"}
+    assert totals(database) == (2, 3)
 
 
 def test_what_only_the_log_has_is_read(database: Path) -> None:
@@ -40,17 +42,18 @@ def test_what_only_the_log_has_is_read(database: Path) -> None:
             writer.execute(statement)
         assert database.with_name("db.sqlite-wal").stat().st_size > 0
         assert list(valid_paths(database)) == ["/nix/store/a", "/nix/store/b"]
+        assert totals(database) == (2, 3)
 
 
 def test_without_a_database_no_path_is_valid(database: Path) -> None:
-    assert valid_paths(database) == {}
+    assert (valid_paths(database), names(database), totals(database)) == ({}, set(), (0, 0))
 
 
 @pytest.mark.parametrize("journal", ["wal", "delete"])
 @pytest.mark.parametrize("made", range(len(_TABLES) + 1))
 def test_a_database_that_nix_was_killed_over_has_no_valid_path(database: Path, made: int, journal: str) -> None:
     _make(database, *_TABLES[:made], journal=journal)
-    assert valid_paths(database) == {}
+    assert (valid_paths(database), names(database), totals(database)) == ({}, set(), (0, 0))
 
 
 def test_an_empty_file_has_no_valid_path(database: Path) -> None:
