@@ -14,10 +14,11 @@ from types import FrameType
 from typing import NoReturn
 
 from flox_node.environments import protocol, tokens
+from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import DeadlineError
 from flox_node.environments.paths import Paths
-from flox_node.environments.realise import realise
+from flox_node.environments.resolve import resolve
 from flox_node.errors import FloxNodeError
 from flox_node.state import policy
 
@@ -25,9 +26,14 @@ _MARGIN_S = 3.0  # the shim ends us at the policy's limit: our own text must be 
 
 
 def realise_main() -> NoReturn:
-    """Answer the request on stdin."""
+    """Answer the request on stdin; as `--fetch KEY`, be the fetch of that key."""
     os.umask(0o022)  # roots and locks are no secret
     signal.signal(signal.SIGTERM, _stop)
+    if sys.argv[1:2] == ["--fetch"]:
+        from flox_node.environments import fetch
+
+        fetch.run(sys.argv[2], Paths())
+        sys.exit(0)
     answer = _answer(sys.stdin.buffer.read(protocol.LARGEST_REQUEST + 1), Paths())
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
@@ -45,11 +51,11 @@ def _answer(data: bytes, paths: Paths) -> dict[str, object]:
         signal.signal(signal.SIGALRM, _too_late)
         signal.setitimer(signal.ITIMER_REAL, seconds + 1.0)
         try:
-            token = tokens.find(request.pod_uid, paths)
-            resolution = realise(request, policy=rules, paths=paths, token=token, deadline=Deadline.after(seconds))
+            token = tokens.find(request.pod_uid, paths, rules.kubelet_root)
+            resolved = resolve(request, Access(rules, paths, token), Deadline.after(seconds))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        return protocol.success(resolution)
+        return protocol.success(resolved.resolution, resolved.warning)
     except FloxNodeError as error:
         return protocol.failure(error, subject)
     except Exception as error:  # the shim needs an answer, and the node's log the traceback

@@ -18,33 +18,61 @@ from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import (
     AccessDeniedError,
     BuildFailedError,
+    ConflictError,
+    DiskFullError,
     EnvironmentNotFoundError,
     NetworkError,
+    NotBuiltError,
+    NotTrustedError,
+    TokenExpiredError,
     UnsupportedError,
 )
 from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
 from flox_node.errors import FloxNodeError
 from flox_node.host.children import run_group
-from flox_node.state.policy import Policy
+from flox_node.state.policy import FloxHub, Policy
 
-# What Flox says in English on stderr, in the order in which it is looked for (it has no other error codes).
+# What Flox 1.14 says in English on stderr, in the order in which it is looked for (it has no other error codes).
+# Most of it is seen only when the hub changes between our own questions and the two of Flox (clone, fetch).
 _MEANINGS: tuple[tuple[str, type[FloxNodeError], str], ...] = (
-    ("You do not have permission to pull this environment", AccessDeniedError, "FloxHub refuses the pod's token."),
-    ("Could not access the environment", AccessDeniedError, "FloxHub refuses the pod's token: it has expired."),
-    ("not found in FloxHub", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
-    ("does not exist.", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
+    ("No space left on device", DiskFullError, "the node's disk is full."),
+    ("Disk quota exceeded", DiskFullError, "the node's disk is full."),
+    ("Access denied to the remote environment", AccessDeniedError, "FloxHub refuses the pod's token."),
+    ("Could not access the environment", TokenExpiredError, "FloxHub refuses the pod's token: it has expired."),
     ("Failed to create a new generation", EnvironmentNotFoundError, "FloxHub has no such generation of it."),
+    ("does not exist.", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
     ("is not yet compatible with your system", UnsupportedError, "it is not made for this node's system."),
     ("is not locked for your system", UnsupportedError, "it is not made for this node's system."),
     ("Environment metadata of version", UnsupportedError, "it was written by a newer Flox than the node's."),
+    (
+        "failed to parse lockfile JSON",
+        UnsupportedError,
+        "it was written by a newer Flox than the node's.",
+    ),
+    (
+        "Found a reference cycle in the '[vars]' section",
+        UnsupportedError,
+        "its [vars] refer to each other in a circle.",
+    ),
+    ("Could not find package with install_id", UnsupportedError, "its manifest.lock does not belong to its manifest."),
+    ("Resolve by uninstalling one of the conflicting", ConflictError, "two of its packages hold the same file."),
+    ("Failed to open environment metadata", NetworkError, "Flox could not fetch it from FloxHub."),
+    # Of other versions.
+    ("You do not have permission to pull this environment", AccessDeniedError, "FloxHub refuses the pod's token."),
+    ("not found in FloxHub", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
     ("Failed to get latest version of remote environment", NetworkError, "Flox could not fetch it from FloxHub."),
     ("Failed to fetch updates for environment", NetworkError, "Flox could not fetch it from FloxHub."),
-    ("is not signed by a trusted key", BuildFailedError, "a package is not signed by a key that the policy trusts."),
-    ("Couldn't download package", NetworkError, "a package could not be downloaded."),
-    ("Can't find download location for package", BuildFailedError, "no binary cache of the policy has a package."),
-    ("Resolve by uninstalling one of the conflicting", BuildFailedError, "two of its packages hold the same file."),
-    ("No space left on device", BuildFailedError, "the node's disk is full."),
+    ("Unexpected error calling the catalog client", NetworkError, "FloxHub's API did not answer properly."),
+    # Only of packages of custom catalogs: the others are in the store before Flox is called.
+    ("is not signed by a trusted key", NotTrustedError, "a published package is not signed by a key of the policy."),
+    ("Can't find download location for package", NotBuiltError, "a published package is not in its catalog's store."),
+    (
+        "Couldn't download package",
+        NetworkError,
+        "a published package could not be downloaded from its catalog's store.",
+    ),
+    ("authentication error", AccessDeniedError, "a published package needs a FloxHub token that may read its catalog."),
 )
 _STRANGE = re.compile(r"[^\x20-\x7e]+")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -61,8 +89,8 @@ class Built:
 def private_environment(folder: str, policy: Policy, *, token: str | None, ca_file: str | None) -> dict[str, str]:
     """The whole environment of every program that a realisation runs; makes its folders below `folder`.
 
-    Nothing of ours or of the node's is inherited: a variable of containerd's or of an administrator's must not decide
-    what a pod gets.
+    Nothing of ours or of the node's is inherited: no variable of containerd's, no /etc/flox.toml, no nix.conf, netrc or
+    registry of root's must decide what a pod gets. What is needed of them stands in the policy.
     """
     home = f"{folder}/home"
     environment = {
@@ -72,39 +100,61 @@ def private_environment(folder: str, policy: Policy, *, token: str | None, ca_fi
         "XDG_RUNTIME_DIR": f"{home}/run",
         "FLOX_DISABLE_METRICS": "true", "FLOX_AUTH_NOTIFICATIONS": "false", "FLOX_UPGRADE_NOTIFICATIONS": "false",
         "FLOX_AUTO_ACTIVATE": "disabled", "_FLOX_DISABLE_KEYRING": "1", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS": "true",
+        "FLOX_SYSTEM_CONFIG_DIR": "",
         "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
-        "NIX_CONFIG": nix_config(policy),
+        "NIX_CONF_DIR": f"{home}/nix", "NIX_USER_CONF_FILES": "", "NIX_CONFIG": nix_config(policy),
+        **_hub(policy), **_proxies(policy),
     }  # fmt: skip
     for kind in ("config", "cache", "data", "state"):
         environment[f"XDG_{kind.upper()}_HOME"] = f"{home}/{kind}"
         environment[f"FLOX_{kind.upper()}_DIR"] = f"{home}/{kind}/flox"
-    if policy.git_url != Policy().git_url:
-        environment["_FLOX_FLOXHUB_GIT_URL"] = policy.git_url
     if token is not None:
         environment["FLOX_FLOXHUB_TOKEN"] = token
     if ca_file is not None:
         environment |= dict.fromkeys(("SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO"), ca_file)
-    for name in ("HOME", "TMPDIR", "XDG_RUNTIME_DIR"):
+    for name in ("HOME", "TMPDIR", "XDG_RUNTIME_DIR", "NIX_CONF_DIR"):
         os.makedirs(environment[name], mode=0o700, exist_ok=True)
     return environment
 
 
+def _hub(policy: Policy) -> dict[str, str]:
+    """The hub for git and for everything else: the pod's token goes there and nowhere else."""
+    variables = {"FLOX_FLOXHUB_URL": policy.hub_url, "FLOX_CATALOG_URL": policy.api_url}
+    if policy.git_url != Policy(floxhub=FloxHub(url=policy.hub_url)).git_url:
+        variables["_FLOX_FLOXHUB_GIT_URL"] = policy.git_url
+    return variables
+
+
+def _proxies(policy: Policy) -> dict[str, str]:
+    network = policy.network
+    values = {
+        "http_proxy": network.http_proxy,
+        "https_proxy": network.https_proxy,
+        "no_proxy": ",".join(network.no_proxy) or None,
+    }
+    # Programs disagree about upper and lower case.
+    return {name: value for key, value in values.items() if value for name in (key, key.upper())}
+
+
 def nix_config(policy: Policy) -> str:
-    """Nix' settings for a realisation: on top of the node's own nix.conf, which is never edited."""
+    """Nix' whole configuration for a realisation; the node's own nix.conf is not read."""
     settings = {
         "experimental-features": "nix-command flakes auto-allocate-uids",
         "build-users-group": "",  # the node has no group nixbld, and gets no users,
         "auto-allocate-uids": "true",  # but no build runs as root
         "substituters": " ".join(policy.substituters),
-        "extra-substituters": "",
         "trusted-public-keys": " ".join(policy.trusted_public_keys),
+        "extra-substituters": "",
         "extra-trusted-public-keys": "",
         "require-sigs": "true",
+        "builders": "",
+        "flake-registry": "",
         "sandbox": "true",
         "sandbox-fallback": "false",
         "min-free": "0",  # no garbage collection in the middle of a realisation
         "connect-timeout": "10",
         "stalled-download-timeout": "30",
+        **({"netrc-file": policy.nix.netrc} if policy.nix.netrc else {}),
     }
     return "".join(f"{name} = {value}\n" for name, value in settings.items())
 
@@ -159,7 +209,7 @@ def explain(stderr: str, token: str | None) -> FloxNodeError:
     lines = [_STRANGE.sub(" ", _ESCAPES.sub("", line)).strip() for line in stderr.splitlines()]
     said = [line for line in lines if line]
     start = next((i for i, line in enumerate(said) if "ERROR" in line), max(0, len(said) - 3))
-    words = " ".join(said[start:])[:400]
+    words = " ".join(said[start:]).replace("✘", "")[:400]
     return BuildFailedError(f"Flox failed: {words}" if words else "Flox failed and said nothing.")
 
 

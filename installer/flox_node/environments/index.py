@@ -83,17 +83,30 @@ def lookup(question: Question, paths: Paths) -> Resolution | None:
     return resolution
 
 
-def record(question: Question, resolution: Resolution, paths: Paths) -> None:
-    """Publish a build: durable and whole. Its path must be rooted before."""
+def record(question: Question, resolution: Resolution, paths: Paths, *, took_s: float | None = None) -> None:
+    """Publish a build, which took so many seconds: durable and whole. Its path must be rooted before."""
     os.makedirs(paths.index, mode=0o700, exist_ok=True)
     entry = {
         "schema_version": SCHEMA_VERSION,
         "hub": question.hub,
         "pinned": question.reference.generation is not None,
         "created_at": int(time.time()),
+        **({"took_s": round(took_s, 1)} if took_s is not None else {}),
         **asdict(resolution),
     }
     write(_file(question, paths), json.dumps(entry, indent=1).encode(), mode=0o600)
+
+
+def last_took(environment: str, paths: Paths) -> float | None:
+    """How many seconds the newest realisation of this environment took on this node, whichever generation it was."""
+    found: list[tuple[float, float]] = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(paths.index) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(entry.path, "rb") as stream:
+                told = json.loads(stream.read())
+                if told["environment"] == environment:
+                    found.append((float(told["created_at"]), float(told["took_s"])))
+    return max(found)[1] if found else None
 
 
 def _file(question: Question, paths: Paths) -> str:

@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from flox_node.environments.closure import is_store_path
 from flox_node.environments.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Package:
+    """A locked package that binary caches have, by the name that its author gave it: the store paths of all outputs."""
+
+    name: str
+    paths: tuple[str, ...]
+
+
+def packages(lock: Mapping[str, Any], system: str) -> tuple[Package, ...]:
+    """The packages of a checked lock for this system, without those of custom catalogs.
+
+    Those are fetched by Flox itself, from where the hub's API tells the pod's token. Flox never builds them.
+
+    Raises:
+        UnsupportedError: something else than a store path is locked.
+    """
+    found = []
+    for package in lock["packages"]:
+        if package.get("system", system) != system or _is_custom(package, lock):
+            continue
+        paths = [package["store_path"]] if "store_path" in package else list(package["outputs"].values())
+        if not all(isinstance(path, str) and is_store_path(path) for path in paths):
+            raise UnsupportedError(f"its manifest.lock names no store path for {_shown(package)}.")
+        found.append(Package(_shown(package), tuple(paths)))
+    return tuple(found)
 
 
 def check(lock: Mapping[str, Any], system: str) -> None:
@@ -32,6 +61,27 @@ def _flakes(lock: Mapping[str, Any], system: str) -> Iterator[str]:
     for package in lock["packages"]:
         if not isinstance(package, dict):
             raise UnsupportedError("its manifest.lock is malformed.")
-        known = "store_path" in package or ("attr_path" in package and "outputs" in package)
-        if package.get("system", system) == system and not known:
-            yield ascii(str(package.get("install_id", "?")))[1:-1][:60]
+        if package.get("system", system) != system:
+            continue
+        if not _is_built(package):
+            yield _shown(package)
+
+
+def _is_built(package: Mapping[str, Any]) -> bool:
+    # Flox takes an entry for a flake that has all of a flake's fields, whatever else it has.
+    if any(str(key).startswith(("locked-url", "locked-flake", "flake")) for key in package):
+        return False
+    return "store_path" in package or ("attr_path" in package and isinstance(package.get("outputs"), dict))
+
+
+def _is_custom(package: Mapping[str, Any], lock: Mapping[str, Any]) -> bool:
+    # As Flox decides it: by the manifest, not by the lock. A first part with a dot is one of Nixpkgs' own names.
+    try:
+        first, slash, _ = str(lock["manifest"]["install"][package["install_id"]]["pkg-path"]).partition("/")
+    except (LookupError, TypeError):
+        return False
+    return bool(slash) and "." not in first
+
+
+def _shown(package: Mapping[str, Any]) -> str:
+    return ascii(str(package.get("install_id", "?")))[1:-1][:60]

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 
 from flox_node.atomic import locked
 from flox_node.environments.deadline import Deadline
+
+
+def is_held(folder: str, name: str) -> bool:
+    """Whether somebody holds the lock `name`. The look itself keeps nobody from taking it."""
+    try:
+        descriptor = os.open(f"{folder}/{name}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

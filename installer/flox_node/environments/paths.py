@@ -50,6 +50,31 @@ class Paths:
         return self.on_disk("/run/flox-node/pods")
 
     @property
+    def grants(self) -> str:
+        """The folder of what the hub granted to whom."""
+        return self.on_disk("/var/lib/flox-node/envs/grants")
+
+    @property
+    def grant_key(self) -> str:
+        """The node's key of the grants' names."""
+        return self.on_disk("/var/lib/flox-node/envs/grant.key")
+
+    @property
+    def log(self) -> str:
+        """The node's log of the handler."""
+        return self.on_disk("/var/log/flox-node/runtime.jsonl")
+
+    @property
+    def fetches(self) -> str:
+        """The folder of the fetches' states."""
+        return self.on_disk("/run/flox-node/fetches")
+
+    @property
+    def realise_tool(self) -> str:
+        """Our own program, as the shim and the units start it; a path of the node."""
+        return "/opt/flox-node/bin/flox-node-realise"
+
+    @property
     def locks(self) -> str:
         """The folder of the locks."""
         return self.on_disk("/run/flox-node/locks")
@@ -74,13 +99,12 @@ class Paths:
         """The administrator's policy."""
         return self.on_disk("/etc/flox-node/policy.json")
 
-    def pod_volumes(self, uid: str) -> tuple[str, ...]:
-        """Where the kubelets of the distributions keep a pod's volumes."""
+    def pod_volumes(self, uid: str, kubelet_root: str | None = None) -> tuple[str, ...]:
+        """Where the kubelet keeps a pod's volumes: below the root that the policy names, else below every usual one."""
         from flox_node.platforms import facts  # only a pod with a token has to know
 
-        return tuple(
-            self.on_disk(f"{kubelet}/pods/{uid}/volumes") for kubelet in facts(lambda platform: [platform.kubelet_root])
-        )
+        kubelets = [kubelet_root] if kubelet_root else facts(lambda platform: [platform.kubelet_root])
+        return tuple(self.on_disk(f"{kubelet}/pods/{uid}/volumes") for kubelet in kubelets)
 
     @property
     def ca_files(self) -> tuple[str, ...]:

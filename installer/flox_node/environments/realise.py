@@ -1,87 +1,61 @@
-"""From a pod's request to a closure in the store, and rooted.
+"""Bring a generation's closure into the store, rooted: what a fetch does, once for all who wait.
 
-resolve    one request to FloxHub with the pod's own token: may it, and which commit is it
-look up    the same question was answered before, and everything is still there
-realise    under the environment's lock: read the generation, refuse what is not supported, pull it, root it
+read       the generation's lock out of its floxmeta repository; refuse what a node does not take
+fetch      all its packages from binary caches, building forbidden
+build      the environment out of them, by the Flox CLI
+publish    a root, and then the entry of the index
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Protocol
 
-from flox_node.environments import floxhub, index, locks, roots, work
+from flox_node.environments import closure, flox_cli, index, lock, locks, roots, substitute, work
+from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
-from flox_node.environments.errors import BuildFailedError, NotAllowedError
+from flox_node.environments.errors import BuildFailedError
+from flox_node.environments.floxmeta import Floxmeta
 from flox_node.environments.index import Question, Resolution
 from flox_node.environments.paths import Paths
-from flox_node.environments.protocol import Request
 from flox_node.environments.reference import Reference
 from flox_node.errors import CorruptError
-from flox_node.state.policy import Policy
 
 if TYPE_CHECKING:
     from flox_node.environments.flox_cli import Built
     from flox_node.environments.floxmeta import Generation
 
 
-def system() -> str:
-    """This node's system in Nix' words: "x86_64-linux", "aarch64-linux"."""
-    return f"{os.uname().machine}-linux"
+class Telling(Protocol):
+    """Who is told how far a realisation is."""
+
+    def step(self, name: str) -> None:
+        """One of the steps above begins."""
+        ...
+
+    def bytes(self, done: int, expected: int) -> None:
+        """How many unpacked bytes came, of how many."""
+        ...
 
 
-def realise(request: Request, *, policy: Policy, paths: Paths, token: str | None, deadline: Deadline) -> Resolution:
-    """Make the environment that a pod asks for ready for its containers, and say which one it is.
+def realise(question: Question, access: Access, deadline: Deadline, telling: Telling) -> Resolution:
+    """Realise the generation that a question asks for; the caller holds the environment's lock.
 
-    Any number of pods may ask at once: one of them does the work, the others wait for it. Killed at any point, the next
-    call goes on from what the store has by then.
+    Killed at any point, the next call goes on from what the store has by then.
 
     Raises:
         FloxNodeError: one of `errors`; CorruptError: the node's payload is damaged.
     """
-    reference = request.reference
-    _check_allowed(request, policy)
-    ca_file = next((file for file in paths.ca_files if os.path.exists(file)), None)
-    commit = floxhub.tip(reference, git_url=policy.git_url, token=token, deadline=deadline, ca_file=ca_file)
-    question = Question(policy.git_url, reference, commit, request.mode, system())
-    found = index.lookup(question, paths)
-    if found is not None:
-        return found
-    # One lock per environment, not per question: the branch may move on between the answer of the hub and our reading.
-    name = index.digest(policy.git_url, reference.environment)
-    with work.locked(name, paths, deadline):
-        return index.lookup(question, paths) or _realise(name, question, policy, paths, token, ca_file, deadline)
-
-
-def _check_allowed(request: Request, policy: Policy) -> None:
-    rules, owner = policy.in_namespace(request.namespace), request.reference.owner
-    if not any(fnmatchcase(owner, pattern) for pattern in rules.owners):
-        raise NotAllowedError(f"the node's policy does not allow owner {owner} in namespace {request.namespace}.")
-    if request.mode not in rules.modes:
-        raise NotAllowedError(f"the node's policy does not allow mode {request.mode} in namespace {request.namespace}.")
-
-
-def _realise(
-    name: str,
-    question: Question,
-    policy: Policy,
-    paths: Paths,
-    token: str | None,
-    ca_file: str | None,
-    deadline: Deadline,
-) -> Resolution:
-    # Imported here: the usual call finds its answer in the index and starts no program.
-    from flox_node.environments import closure, flox_cli, lock
-    from flox_node.environments.floxmeta import Floxmeta
-
-    reference = question.reference
+    policy, paths, reference = access.policy, access.paths, question.reference
+    name = index.digest(question.hub, reference.environment)
+    began = time.monotonic()
     with contextlib.ExitStack() as held:
         with work.private_folder(name, paths) as folder:
-            env = flox_cli.private_environment(folder, policy, token=token, ca_file=ca_file)
-            meta = Floxmeta(_program("git", paths), f"{folder}/floxmeta", env, deadline)
+            env = flox_cli.private_environment(folder, policy, token=access.token, ca_file=access.ca_file)
+            telling.step("read")
+            meta = Floxmeta(program("git", paths), f"{folder}/floxmeta", env, deadline)
             generation = meta.read(reference, policy.git_url)
             # What was read counts from here on, wherever the branch's tip was before.
             question = Question(question.hub, reference, generation.commit, question.mode, question.system)
@@ -89,11 +63,26 @@ def _realise(
             if found is not None:
                 return found
             lock.check(generation.lock, question.system)
+            telling.step("fetch")
+            packages = lock.packages(generation.lock, question.system)
+            held.enter_context(roots.hold(name, [path for package in packages for path in package.paths], paths))
+            if not policy.nix.builds:
+                tokenless = {key: value for key, value in env.items() if key != "FLOX_FLOXHUB_TOKEN"}
+                nix = substitute.Nix(_nix(paths), tokenless, deadline)
+                substitute.fetch(packages, nix, policy.realise, paths, telling.bytes)
+            telling.step("build")
             exact = Reference(reference.owner, reference.name, generation.number)
             built = flox_cli.pull(
-                exact, folder=folder, env=env, token=token, system=question.system, deadline=deadline, paths=paths
+                exact,
+                folder=folder,
+                env=env,
+                token=access.token,
+                system=question.system,
+                deadline=deadline,
+                paths=paths,
             )
             store_path = _store_path(built, generation, question.mode)
+            telling.step("publish")
             key = closure.hash_part(store_path)
             # Equal environments have one root, whatever their names and locks.
             held.enter_context(locks.hold(paths.locks, roots.name_of(key), deadline))
@@ -108,7 +97,7 @@ def _realise(
             store_path=store_path,
         )
         # Last, when the private folder is wiped: whoever finds this does not look for what a killed one left.
-        index.record(question, resolution, paths)
+        index.record(question, resolution, paths, took_s=time.monotonic() - began)
     return resolution
 
 
@@ -127,14 +116,22 @@ def _store_path(built: Built, generation: Generation, mode: str) -> str:
     return store_path
 
 
-def _program(name: str, paths: Paths) -> str:
-    """A program of the payload, by the name of its entry point."""
+def program(name: str, paths: Paths) -> str:
+    """A program of the payload, by the name of its entry point.
+
+    Raises:
+        CorruptError: the payload in force names no such program.
+    """
     try:
         with open(paths.payload_manifest, "rb") as file:
-            program = json.loads(file.read())["entry_points"][name]
+            found = json.loads(file.read())["entry_points"][name]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CorruptError(
             f"the node's payload names no program {name} ({paths.payload_manifest}).",
             remedy="Run `flox-node install` on the node again.",
         ) from error
-    return paths.on_disk(str(program))
+    return paths.on_disk(str(found))
+
+
+def _nix(paths: Paths) -> str:
+    return program("nix-store", paths).removesuffix("nix-store") + "nix"  # one program under two names

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 
 from flox_node.atomic import symlink
 from flox_node.environments.paths import Paths
+
+_FETCH = "fetch-"
 
 
 def name_of(key: str) -> str:
@@ -64,3 +67,21 @@ def forget_dangling(paths: Paths) -> int:
                     os.unlink(link.path)
                     gone += 1
     return gone
+
+
+@contextlib.contextmanager
+def hold(name: str, store_paths: Iterable[str], paths: Paths) -> Iterator[None]:
+    """Root these store paths, there or not yet, for the body: a garbage collection beside it takes none of them.
+
+    `name` is the realisation's; what a killed one left under it is replaced.
+    """
+    folder = f"{paths.gc_roots}/{_FETCH}{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder, mode=0o755)
+    try:
+        for path in store_paths:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(path, f"{folder}/{path.rpartition('/')[2]}")
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

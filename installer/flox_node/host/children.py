@@ -35,17 +35,24 @@ Finish = Callable[[bytes], Completed]
 
 
 def run_group(
-    argv: Sequence[str], *, env: Mapping[str, str], timeout: float, cwd: str = "/", limit: int = 1 << 16
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    timeout: float,
+    cwd: str = "/",
+    limit: int = 1 << 16,
+    watch: Callable[[bytes], None] | None = None,
 ) -> Completed:
     """Run a program with exactly this environment and no input, and end its whole process group with it.
 
     `timeout` is in seconds: then the group gets SIGTERM, a second later SIGKILL. Descendants that outlive the
     program are killed too. The same happens when this function is left by an exception (a signal's handler, say).
+    `watch` gets each line of stderr as it comes, without its end.
 
     Raises:
         OutsideError: the program cannot be started.
     """
-    with started_group(argv, env=env, timeout=timeout, cwd=cwd, limit=limit) as finish:
+    with started_group(argv, env=env, timeout=timeout, cwd=cwd, limit=limit, watch=watch) as finish:
         return finish(b"")
 
 
@@ -58,6 +65,7 @@ def started_group(
     cwd: str = "/",
     limit: int = 1 << 16,
     root: Path = Path("/"),
+    watch: Callable[[bytes], None] | None = None,
 ) -> Iterator[Finish]:
     """Start a program as `run_group` does, chrooted into `root`, and give it its input later; `timeout` begins then.
 
@@ -84,7 +92,7 @@ def started_group(
         )
     except OSError as error:
         raise OutsideError(f"{argv[0]} cannot be started ({error.strerror}).") from error
-    stdin, output, errors = process.stdin, _Tail(limit), _Tail(limit)
+    stdin, output, errors = process.stdin, _Tail(limit), _Tail(limit, watch)
     assert stdin is not None
 
     def finish(input: bytes) -> Completed:
@@ -142,14 +150,21 @@ def _environment(pid: int) -> list[bytes]:
 
 
 class _Tail:
-    """The last bytes of a stream."""
+    """The last bytes of a stream; `watch` sees its lines."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, watch: Callable[[bytes], None] | None = None) -> None:
         self._limit = limit
+        self._watch = watch
+        self._line = b""
         self._chunks: deque[bytes] = deque()
         self._size = 0
 
     def append(self, data: bytes) -> None:
+        if self._watch:
+            *lines, self._line = (self._line + data).split(b"\n")
+            for line in lines:
+                self._watch(line)
+            self._line = self._line[-self._limit :]
         self._chunks.append(data)
         self._size += len(data)
         while self._size - len(self._chunks[0]) >= self._limit:

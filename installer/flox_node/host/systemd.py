@@ -228,6 +228,32 @@ class DbusSystemd:
             ]
             _call(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", timer, "replace", when, [(service, what)])
 
+    def run_now(
+        self, unit: str, argv: Sequence[str], description: str, *, slice: str, memory: int, seconds: float
+    ) -> None:
+        """Run a program of the node as the transient service `unit`, which takes second place to what else runs.
+
+        `memory` is its limit in bytes, `seconds` that of its life. Nothing of it stays once it ended.
+
+        Raises:
+            OutsideError: no bus, or systemd refuses the unit; a unit of this name that runs is a reason.
+        """
+        properties = [
+            ("Description", ("s", description)),
+            ("Slice", ("s", slice)),
+            ("ExecStart", ("a(sasb)", [(argv[0], list(argv), False)])),
+            ("CollectMode", ("s", "inactive-or-failed")),
+            ("RuntimeMaxUSec", ("t", int(seconds * 1e6))),
+            ("MemoryMax", ("t", memory)),
+            ("TasksMax", ("t", 4096)),
+            ("CPUWeight", ("t", 50)),
+            ("IOWeight", ("t", 50)),
+            ("OOMScoreAdjust", ("i", 500)),
+            ("UMask", ("u", 0o022)),
+        ]
+        with self._bus() as bus:
+            _call(bus, "StartTransientUnit", "ssa(sv)a(sa(sv))", unit, "fail", properties, [])
+
     def bound_units(self, unit: str) -> list[str]:
         """See `Systemd.bound_units`."""
         with self._bus() as bus:

@@ -29,8 +29,7 @@ class Outcome(StrEnum):
 class StepResult:
     """One action's result.
 
-    `reason` says why it was needed, `steps` what it told on its way; in a preview `diff` is what it would write, and
-    `paths` are what is not as wanted.
+    `reason` says why it was needed, `diff` what it would write (in a preview), `steps` what it told on its way.
     """
 
     key: str
@@ -40,7 +39,6 @@ class StepResult:
     diff: str = ""
     seconds: float = 0.0
     steps: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
 
 
 Report = Callable[[StepResult], None]

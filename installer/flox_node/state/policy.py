@@ -287,6 +287,14 @@ class Network:
         "A file of the node with the certificate authorities to believe, in PEM, instead of the node's own.",
     )
 
+    def proxy_for(self, scheme: str, host: str) -> str | None:
+        """The proxy through which a host is reached; None: directly."""
+        for name in self.no_proxy:
+            domain = name.lstrip("*").lstrip(".")
+            if name == "*" or host == domain or host.endswith(f".{domain}"):
+                return None
+        return self.https_proxy if scheme == "https" else self.http_proxy
+
 
 _SECTIONS: Mapping[str, type[Any]] = {
     "floxhub": FloxHub,

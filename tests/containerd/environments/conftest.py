@@ -37,5 +37,6 @@ def node(hub: Hub, data: HubData) -> Iterator[StoreNode]:
         node.policy(hub.git_url)
         data.publish("demo", "hello", lockfile([store_path_package("hello", node.hello)]))
         yield node
+        node.stop()
     finally:
         scope.close()

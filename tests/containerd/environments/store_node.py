@@ -4,9 +4,13 @@ Programs run with that root as `/` in a mount namespace of their own, and in thi
 The namespace falls with its programs, so a killed test leaves a folder and nothing else.
 """
 
+import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +155,36 @@ class StoreNode:
         if check and done.returncode:
             raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
+
+    def processes(self) -> dict[int, str]:
+        """The processes that run in this node's root, and their command lines."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    if (folder / "root").stat().st_ino == self.root.stat().st_ino and (folder / "exe").exists():
+                        found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+                except OSError:
+                    continue
+        return found
+
+    def fetchers(self) -> list[int]:
+        """The fetches that run on this node: their processes, which nobody waits for."""
+        found = []
+        for pid, command in self.processes().items():
+            with contextlib.suppress(OSError):
+                parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                if "realise_main" in command and parent not in self.processes() and os.getsid(pid) != pid:
+                    found.append(pid)
+        return found
+
+    def stop(self) -> None:
+        """End every process of the node: a fetch goes on when its test is over."""
+        while running := self.processes():
+            for pid in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     @property
     def realise_command(self) -> list[str]:

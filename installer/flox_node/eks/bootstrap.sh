@@ -1,1 +1,0 @@
-../../../ami/bootstrap.sh
