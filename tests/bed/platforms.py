@@ -153,14 +153,18 @@ def _plain_files(release: str, neighbour: str, *, version: int = 2, plugin: str 
 def _plain(release: str, neighbour: str) -> Outfit:
     version, plugin = (2, _V2) if release < "2" else (3, _V3)
     files = _plain_files(release, neighbour, version=version, plugin=plugin)
-    durable = "/etc/containerd/conf.d/50-flox-node.toml" if neighbour == "nvidia" and release >= "2" else f"/{CONFIG}"
-    return Outfit(files, durable=durable)
+    return Outfit(files, durable=_beside_schema_3(release, neighbour))
+
+
+def _beside_schema_3(release: str, neighbour: str) -> str:
+    """Until 2.2 a file of ours beside such a root would hide the runtimes of one of schema 2 that comes later."""
+    return "/etc/containerd/conf.d/50-flox-node.toml" if neighbour == "nvidia" and release >= "2.3" else f"/{CONFIG}"
 
 
 def _aks(release: str, neighbour: str) -> Outfit:
     plugin = _V2 if release < "2" else _V3  # version = 2 all the same
     files = _plain_files(release, neighbour, plugin=plugin) | {"/etc/kubernetes/azure.json": "{}\n"}
-    durable = "/etc/containerd/conf.d/50-flox-node.toml" if neighbour == "nvidia" and release >= "2" else f"/{CONFIG}"
+    durable = _beside_schema_3(release, neighbour)
     return Outfit(files, os_release="ID=ubuntu\nVERSION_ID=24.04\n", durable=durable)
 
 

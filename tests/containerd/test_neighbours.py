@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flox_node.containerd.config import block, schema
+from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import load
 from flox_node.containerd.config.placement import place, withdraw
@@ -45,13 +46,14 @@ class Node:
 
     def install(self) -> None:
         reader = HostFiles("/")
-        for edit in place(load(str(self.root), reader, version(self.release)), reader, OURS):
-            assert edit.after is not None
-            Path(edit.path).write_bytes(edit.after)
+        self._write(place(load(str(self.root), reader, version(self.release)), reader, OURS))
 
     def uninstall(self) -> None:
         reader = HostFiles("/")
-        for edit in withdraw(load(str(self.root), reader, version(self.release)), reader, OURS):
+        self._write(withdraw(load(str(self.root), reader, version(self.release)), reader, OURS))
+
+    def _write(self, edits: Sequence[Edit]) -> None:
+        for edit in edits:
             if edit.after is None:
                 Path(edit.path).unlink()
             else:

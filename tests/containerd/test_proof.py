@@ -60,17 +60,16 @@ def test_what_we_write_into_real_configurations_is_proven(release: str, prove: P
     assert proven
 
 
-def _node(tmp_path: Path, schema: int = 2) -> Path:
+def _node(tmp_path: Path) -> Path:
     root = tmp_path / "config.toml"
-    version_line, rest = node_config(schema=schema).split("\n", 1)
+    version_line, rest = node_config().split("\n", 1)
     root.write_text(f'{version_line}\nimports = ["conf.d/*.toml"]\n{rest}')
     (tmp_path / "conf.d").mkdir()
     return root
 
 
-@pytest.mark.parametrize("schema", [2, 3])
-def test_a_drop_in_is_proven_without_lying_in_its_place(prove: Prove, tmp_path: Path, schema: int) -> None:
-    root = _node(tmp_path, schema)
+def test_a_drop_in_is_proven_without_lying_in_its_place(prove: Prove, tmp_path: Path) -> None:
+    root = _node(tmp_path)
     edits = _edits("2.1", root)
     assert [edit.path for edit in edits] == [str(tmp_path / "conf.d/50-flox-node.toml")]
     assert prove("2.1", root, edits) == ""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from tests.bed import flox
 from tests.bed.box import NodeBox
 from tests.bed.config import CRI_PLUGINS, node_config
@@ -19,16 +17,15 @@ def _with_imports(text: str, pattern: str) -> str:
     return f'{version}\nimports = ["{pattern}"]\n{rest}'
 
 
-@pytest.mark.parametrize("schema", [2, 3])
 def test_a_root_that_imports_a_folder_gets_a_file_of_ours_there_under_the_roots_own_plugin_id(
-    node_box: Callable[..., NodeBox], schema: int
+    node_box: Callable[..., NodeBox],
 ) -> None:
-    config = _with_imports(node_config(schema=schema), "/etc/containerd/conf.d/*.toml")
+    config = _with_imports(node_config(), "/etc/containerd/conf.d/*.toml")
     box = node_box("2.1", config=config)
     before, handlers = tree(box), box.cri.effective_config()["containerd"]
     flox.install(box)
     ours = (box.root / "etc/containerd/conf.d/50-flox-node.toml").read_text()
-    assert f'[plugins."{CRI_PLUGINS[schema]}".containerd.runtimes.flox]' in ours
+    assert f'[plugins."{CRI_PLUGINS[2]}".containerd.runtimes.flox]' in ours
     assert "version" not in [line.split("=")[0].strip() for line in ours.splitlines()]
     assert (box.root / ROOT).read_text() == config
     after = box.cri.effective_config()["containerd"]

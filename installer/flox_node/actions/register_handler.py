@@ -11,15 +11,16 @@ import base64
 import contextlib
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
 from flox_node.actions.install_units import put_script
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
-from flox_node.containerd.config.effective import MapReader, Reader
+from flox_node.containerd.config.effective import MapReader, Reader, load
+from flox_node.containerd.config.ours import shaped_by_us
 from flox_node.containerd.config.registration import Registration, from_json, to_json
 from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
 from flox_node.containerd.config.version import ContainerdVersion
@@ -34,6 +35,8 @@ from flox_node.host.files import ConcurrentWriteError
 DEADLINE_S = 60.0
 RESTARTS_PER_HOUR = 6
 _SEARCH_PATH = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")
+
+Judge = Callable[[CriStatus, CriStatus], None]
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ class RegisterHandler(Action[HandlerGap]):
             self._require_nothing_pending(host, running)
             restart.require_safe(host, running.daemon)
             put_script(host)
-            change = Change(edits, self._judge_removal, dict, self.deadline_s)
+            judge = self._lenient(host, running, self._judge_removal)
+            change = Change(edits, judge, dict, self.deadline_s)
             carry_out(host, running.daemon, running.status, change, progress)
         else:
             write_all(host, edits)
@@ -225,7 +229,8 @@ class RegisterHandler(Action[HandlerGap]):
             config = self.registration.config
             unproven = proof.prove(host, running.daemon, running.version, edits, self._handler(), config)
             progress(f"not proven: {unproven}" if unproven else "proven")
-        change = Change(edits, self._judge, lambda: self._without_ours(host, running), self.deadline_s)
+        judge = self._lenient(host, running, self._judge)
+        change = Change(edits, judge, lambda: self._without_ours(host, running), self.deadline_s)
         carry_out(host, running.daemon, running.status, change, progress)
 
     def _edits(self, host: Host, running: Running) -> tuple[Edit, ...]:
@@ -259,6 +264,20 @@ class RegisterHandler(Action[HandlerGap]):
     def _is_live(self, status: CriStatus) -> bool:
         live = status.handlers.get(self.handler)
         return live is not None and live.binary_name == self.binary_name
+
+    def _lenient(self, host: Host, running: Running, judge: Judge) -> Judge:
+        """The same judge, who takes it for no loss that a handler becomes what it is without us.
+
+        A neighbour's or an administrator's new files beside what we wrote for the old ones can have shaped it.
+        """
+        effective = load(self.registration.config, host.files, running.version)
+        shaped = shaped_by_us(effective, self._handler())
+
+        def judged(before: CriStatus, after: CriStatus) -> None:
+            kept = {name: handler for name, handler in before.handlers.items() if name not in shaped}
+            judge(replace(before, handlers=kept), after)
+
+        return judged
 
     def _judge(self, before: CriStatus, after: CriStatus) -> None:
         if not self._is_live(after):

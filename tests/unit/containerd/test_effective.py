@@ -188,8 +188,13 @@ def test_on_1x_the_table_goes_into_the_file_that_counts_and_into_the_root_it_sha
     assert [edit.path for edit in edits("1.7.24", {ROOT: ROOT_2})] == [ROOT]
 
 
-@pytest.mark.parametrize(("root", "plugin"), [(ROOT_2, GRPC), (ROOT_3, RUNTIME)])
-@pytest.mark.parametrize("containerd", ["2.0.11", "2.2.7", "2.3.4", "2.4.0"])
+@pytest.mark.parametrize(
+    ("containerd", "root", "plugin"),
+    [
+        *[(containerd, ROOT_2, GRPC) for containerd in ("2.0.11", "2.1.9", "2.2.7", "2.3.4", "2.4.2")],
+        *[(containerd, ROOT_3, RUNTIME) for containerd in ("2.3.4", "2.4.2")],
+    ],
+)
 def test_on_2x_our_own_file_goes_where_the_root_imports_from(containerd: str, root: str, plugin: str) -> None:
     (edit,) = edits(containerd, {ROOT: root})
     assert (edit.path, edit.kind, edit.before) == ("/etc/containerd/conf.d/50-flox-node.toml", "drop-in", None)
@@ -199,6 +204,17 @@ def test_on_2x_our_own_file_goes_where_the_root_imports_from(containerd: str, ro
     assert edit.patch.inherited == {"options": {"SystemdCgroup": True}}
     (again,) = edits(containerd, {ROOT: root, edit.path: edit.after.decode()})
     assert not again.changed
+
+
+@pytest.mark.parametrize("containerd", ["2.0.11", "2.1.9", "2.2.7"])
+def test_until_2_2_a_root_of_schema_3_is_edited_because_a_file_of_ours_would_hide_its_successors_runtimes(
+    containerd: str,
+) -> None:
+    (edit,) = edits(containerd, {ROOT: ROOT_3})
+    assert (edit.path, edit.kind, edit.patch.plugin_id) == (ROOT, "in-place", RUNTIME)
+    # What a file of ours would do as soon as the root is written anew with schema 2:
+    ours = runtime(RUNTIME, "flox", 'BinaryName = "/opt/flox-node/bin/flox-runtime"')
+    assert outcome(effective(containerd, root=ROOT_2, drop=ours)) == "runc lost"
 
 
 def test_on_2x_without_an_imported_folder_the_root_is_edited() -> None:

@@ -156,18 +156,18 @@ def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch
                 f'"{handler.name}" is the default runtime: without it the CRI plugin would not load.',
                 remedy="Set default_runtime_name to another runtime first.",
             )
-    result = without_ours(document, handler, version)
+    result, _ = _strip(document, handler, version, restore=True)
     plugin = schema.plugin_id(result.data, version)
     return Patch(result.source, result.source != source, plugin, {}, added_runc=False, inner_runtime=None)
 
 
-def without_ours(document: Document, handler: Handler, version: ContainerdVersion) -> Document:
-    """What the file was without our handler; a foreign one that ours replaced is back.
-
-    Raises:
-        RefusedError: its lines cannot be cut out alone.
-    """
-    return _strip(document, handler, version, restore=True)[0]
+def cut_out(document: Document, handler: Handler, version: ContainerdVersion) -> bytes | None:
+    """The file without our handler, a foreign one that ours replaced back; None without any, or if it cannot be cut."""
+    try:
+        result, slot = _strip(document, handler, version, restore=True)
+    except RefusedError:
+        return None
+    return None if slot is None else result.source
 
 
 def _strip(

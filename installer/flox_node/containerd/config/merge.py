@@ -141,6 +141,7 @@ def _merge_2(documents: Sequence[Document], containerd: ContainerdVersion, names
             _check_schema(documents, names, index, declared, containerd)
             _migrate(data, declared, newest)
         elif declared < 2:
+            _check_schema(documents, names, last_declared, merged["version"], containerd)  # it panics migrating to it
             _rename_plugins(data)
             data["version"] = merged["version"]
         plugins = data.pop("plugins", {})

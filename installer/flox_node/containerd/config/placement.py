@@ -1,20 +1,26 @@
 """Where the handler belongs on a node: which files get the table, and the proof in the model that nothing else changes.
 
-1.x     in place: in the last file that defines the CRI table, because it alone counts, and in the root, because it
-        counts again when that file goes away (NVIDIA's drop-in). Never a drop-in of our own: it would replace it all.
-2.x     where the root imports a pattern, an own file in that folder, without `version`; else in place in the root.
+1.x         in place: in the last file that defines the CRI table, because it alone counts, and in the root, because it
+            counts again when that file goes away (NVIDIA's drop-in). Never a file of our own: it would replace it all.
+2.0 - 2.2   an own file where the root imports a pattern and uses the id of schema 2: where another schema counts, such
+            a file is dead text and hurts nobody. Under the newer id it would hide the runtimes of a root that is
+            written anew with schema 2, so there the table lies in the root and goes with it.
+2.3 -       an own file where the root imports a pattern, without `version`; else in place in the root.
+
+Where another file's schema makes the place dead (2.0 - 2.2), that file gets the table as well: it counts as long as the
+file is what it is, and ours in the usual place counts as soon as it is not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import posixpath
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any
 
 from flox_node.containerd.config import block, schema
 from flox_node.containerd.config.document import parse
-from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import (
     Handler,
     Patch,
@@ -22,73 +28,136 @@ from flox_node.containerd.config.editor import (
     is_our_binary,
     plugin_candidates,
     register,
-    remove,
     table_for,
 )
-from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, covers, load
+from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, load
+from flox_node.containerd.config.ours import DROP_IN, PlacedEdit, drop_in_path, withdraw, without_us
 from flox_node.containerd.config.runtimes import CriSettings
 from flox_node.errors import RefusedError
 
-DROP_IN = "50-flox-node.toml"
+__all__ = ["DROP_IN", "PlacedEdit", "drop_in", "drop_in_path", "place", "prove", "require_cri", "withdraw"]
+
 _HEAD = "# flox-node: this file is written and removed by flox-node; its handler belongs to the imports of {root}"
 
 
-@dataclass(frozen=True)
-class PlacedEdit(Edit):
-    """An edit of containerd's own configuration, with what the editor did."""
-
-    kind: Literal["in-place", "drop-in"]
-    patch: Patch
-
-
-def drop_in_path(effective: Effective) -> str | None:
-    """The place of our own file: the first pattern of the root's imports that takes it in; None on 1.x or without."""
-    if not effective.containerd.merges_deeply:
-        return None
-    root = effective.root
-    for entry in root.document.data.get("imports", ()):
-        pattern = posixpath.normpath(posixpath.join(posixpath.dirname(root.path), entry))
-        path = posixpath.join(posixpath.dirname(pattern), DROP_IN)
-        if "*" not in posixpath.dirname(pattern) and covers(pattern, path):
-            return path
-    return None
-
-
-def place(effective: Effective, reader: Reader, handler: Handler, *, adopt: bool = False) -> tuple[PlacedEdit, ...]:
-    """The edits that register the handler; those with `changed` false are there already.
-
-    Raises:
-        RefusedError: containerd does not start or has no CRI with these files, a handler of this name is not ours,
-            or the model shows that something else would change.
-    """
-    cri = effective.cri
-    if cri is None or cri.state != "ok":
+def require_cri(effective: Effective) -> None:
+    """Raise RefusedError unless containerd starts with this configuration and has a CRI."""
+    if effective.cri is None or effective.cri.state != "ok":
         worst = next(finding for finding in effective.findings if finding.severity == "error")
         raise RefusedError(
             worst.text, remedy="Repair the configuration first; `flox-node containerd explain` shows it."
         )
-    path = drop_in_path(effective)
-    rivals = _foreign(effective, handler)
-    if path is None or (rivals and adopt):
-        edits = _in_place(effective, handler, rivals, adopt=adopt)
-        prove(effective, reader, handler, edits)
-        return edits
-    if rivals:
-        raise RefusedError(
-            f'{rivals[0][0].path}: a handler "{handler.name}" that is not ours is registered already.',
-            remedy="Remove it with the tool that installed it, or use --adopt: removal brings its lines back.",
-        )
-    plugin = schema.plugin_id(effective.root.document.data, effective.containerd)
+
+
+def place(
+    effective: Effective, reader: Reader, handler: Handler, *, adopt: bool = False, rendered: bool = False
+) -> tuple[PlacedEdit, ...]:
+    """The edits that register the handler; those with `changed` false are there already.
+
+    What ours there is in other places goes, but for copies that mean the same. `rendered`: the root is a distribution's
+    to write, at every start, and what it imports is the only place for others.
+
+    Raises:
+        RefusedError: without us containerd would not start or have no CRI, a handler of this name is not ours, or there
+            is no place where nothing else would change, now or when another file goes.
+    """
+    places = _Places(effective, reader, handler, adopt, rendered)
+    require_cri(places.bare)
     errors: list[RefusedError] = []
-    for candidate in plugin_candidates(plugin, effective.containerd):
-        edits = (drop_in(effective, reader, path, handler, candidate),)
+    for way in places.ways():
         try:
-            prove(effective, reader, handler, edits)
+            edits = way()
+            prove(effective, places.bare, handler, edits)
         except RefusedError as error:
             errors.append(error)
         else:
             return edits
     raise errors[0]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The ways to register the handler with one configuration, best first, each unproven."""
+
+    effective: Effective
+    reader: Reader
+    handler: Handler
+    adopt: bool
+    rendered: bool
+
+    @cached_property
+    def bare(self) -> Effective:
+        return without_us(self.effective, self.handler)
+
+    @property
+    def cri(self) -> CriSettings:
+        assert self.bare.cri is not None, "place() checked it"
+        return self.bare.cri
+
+    def ways(self) -> Iterator[Callable[[], tuple[PlacedEdit, ...]]]:
+        rivals = _foreign(self.effective, self.handler)
+        if not self.effective.containerd.merges_deeply:
+            yield self._in_place_on_1x
+            return
+        if rivals and not self.adopt:
+            raise RefusedError(
+                f'{rivals[0][0].path}: a handler "{self.handler.name}" that is not ours is registered already.',
+                remedy="Remove it with the tool that installed it, or use --adopt: removal brings its lines back.",
+            )
+        if instead := [*rivals, *_adopted(self.effective, self.handler)]:
+            # A foreign handler is replaced where it stands: beside ours, its keys would be merged into ours.
+            yield lambda: tuple(self._edit(file, plugin) for file, plugin in instead)
+            return
+        plugins = plugin_candidates(
+            schema.plugin_id(self.bare.root.document.data, self.bare.containerd), self.bare.containerd
+        )
+        for keep in (True, False):
+            for plugin in plugins:
+                yield partial(self._at, [partial(self._home, plugin)], keep)
+        for file in reversed(self.bare.files[1:]):
+            beside = partial(self._edit, file, schema.plugin_id(file.document.data, self.bare.containerd))
+            yield partial(self._at, [partial(self._home, plugins[0]), beside], False)
+            yield partial(self._at, [beside], False)
+
+    def _at(self, places: list[Callable[[], PlacedEdit]], keep: bool) -> tuple[PlacedEdit, ...]:
+        """Register there; what is ours elsewhere goes (with `keep`: only an own file does)."""
+        edits = [edit() for edit in places]
+        taken = {edit.path for edit in edits}
+        stale = [
+            edit
+            for edit in withdraw(self.effective, self.reader, self.handler)
+            if edit.path not in taken and (edit.kind == "drop-in" or not keep)
+        ]
+        return (*edits, *stale)
+
+    def _home(self, plugin: str) -> PlacedEdit:
+        """Where the table belongs as far as the root file is concerned."""
+        own = drop_in_path(self.bare)
+        hides_nothing = self.bare.containerd.migrates_each_file or plugin == schema.CRI_GRPC
+        if own is not None and (self.rendered or hides_nothing):
+            return drop_in(self.bare, self.reader, own, self.handler, plugin)
+        return self._edit(self.bare.root, plugin)
+
+    def _in_place_on_1x(self) -> tuple[PlacedEdit, ...]:
+        """The table in the file that counts and in a root that a later file shadows now."""
+        root = self.bare.root
+        defining = [file for file in self.bare.files if self.cri.plugin in schema.table(file.document.data, "plugins")]
+        counts = defining[-1] if defining else root
+        edits = [self._edit(counts, self.cri.plugin if len(self.bare.files) > 1 else None)]
+        if counts != root:
+            # A root that has no CRI of its own would not work without the later file anyway.
+            with contextlib.suppress(RefusedError):
+                edits.append(self._edit(root, None))
+        return self._at([partial(lambda edit: edit, edit) for edit in edits], keep=True)
+
+    def _edit(self, file: LoadedFile, plugin: str | None) -> PlacedEdit:
+        """The table in a file as it is now; without `plugin`, as if there were no other file."""
+        before = self.reader.read_optional(file.path) if file.exists else None
+        context = self.cri if plugin is not None else None
+        patch = register(
+            before or b"", self.handler, self.bare.containerd, adopt=self.adopt, context=context, plugin=plugin
+        )
+        return PlacedEdit(file.path, before, patch.result, "in-place", patch)
 
 
 def _foreign(effective: Effective, handler: Handler) -> list[tuple[LoadedFile, str | None]]:
@@ -102,64 +171,20 @@ def _foreign(effective: Effective, handler: Handler) -> list[tuple[LoadedFile, s
     return found
 
 
-def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[PlacedEdit, ...]:
-    """The edits that take the handler out again, wherever it stands now; () where it is nowhere.
-
-    Works for a configuration that containerd would refuse, too, as far as its files can be read.
-    """
-    edits = []
-    own = drop_in_path(effective)
-    paths = dict.fromkeys([*(file.path for file in effective.files), *([own] if own else [])])
-    for path in paths:
-        source = reader.read_optional(path)
-        if source is None:
-            continue
-        if path == own:
-            gone = Patch(b"", True, "", {}, added_runc=False, inner_runtime=None)
-            edits.append(PlacedEdit(path, source, None, "drop-in", gone))
-            continue
-        patch = remove(source, handler, effective.containerd)
-        if patch.changed:
-            edits.append(PlacedEdit(path, source, patch.result, "in-place", patch))
-    return tuple(edits)
-
-
-def _in_place(
-    effective: Effective, handler: Handler, rivals: list[tuple[LoadedFile, str | None]], *, adopt: bool
-) -> tuple[PlacedEdit, ...]:
-    """The table in the file that counts and, on 1.x, in a root that a later file shadows now."""
-    root, cri = effective.root, effective.cri
-    assert cri is not None, "place() checked it"
-    context = None if len(effective.files) == 1 else cri
-    if effective.containerd.merges_deeply:
-        # A foreign handler is replaced where it stands: beside ours, its keys would be merged into ours.
-        places = rivals if adopt and rivals else [(root, None)]
-        return tuple(_edit(effective, file, handler, adopt, context, plugin) for file, plugin in places)
-    defining = [file for file in effective.files if cri.plugin in schema.table(file.document.data, "plugins")]
-    counts = defining[-1] if defining else root
-    edits = [_edit(effective, counts, handler, adopt, context, cri.plugin)]
-    if counts != root:
-        # A root that has no CRI of its own would not work without the later file anyway.
-        with contextlib.suppress(RefusedError):
-            edits.append(_edit(effective, root, handler, adopt, None, None))
-    return tuple(edits)
-
-
-def _edit(
-    effective: Effective,
-    file: LoadedFile,
-    handler: Handler,
-    adopt: bool,
-    context: CriSettings | None,
-    plugin: str | None,
-) -> PlacedEdit:
-    patch = register(file.document.source, handler, effective.containerd, adopt=adopt, context=context, plugin=plugin)
-    before = file.document.source if file.exists else None
-    return PlacedEdit(file.path, before, patch.result, "in-place", patch)
+def _adopted(effective: Effective, handler: Handler) -> list[tuple[LoadedFile, str | None]]:
+    """The files where ours stands in the place of a foreign handler, each with its plugin id."""
+    found: list[tuple[LoadedFile, str | None]] = []
+    for file in effective.files:
+        marked = block.find(file.document, handler.name)
+        for plugin in (schema.CRI, schema.CRI_GRPC, schema.CRI_RUNTIME):
+            runtimes = schema.table(file.document.data, "plugins", plugin, "containerd", "runtimes")
+            if marked and marked.adopted and handler.name in runtimes:
+                found.append((file, plugin))
+    return found
 
 
 def drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, plugin: str) -> PlacedEdit:
-    """A file of our own at `path` with the handler's table, as it follows from the configuration that is in force."""
+    """A file of our own at `path` with the handler's table, as it follows from the configuration without us."""
     cri = effective.cri
     assert cri is not None, "the caller checked it"
     root = effective.root
@@ -175,31 +200,43 @@ def drop_in(effective: Effective, reader: Reader, path: str, handler: Handler, p
     if "base_runtime_spec" in table:
         inherited["base_runtime_spec"] = table["base_runtime_spec"]
     result = text.encode()
-    if before is not None and parse(before, effective.containerd).data == parse(result, effective.containerd).data:
+    if before is not None and _meaning(before, effective) == _meaning(result, effective):
         result = before
     patch = Patch(result, result != before, plugin, inherited, False, inner, parent_name)
     return PlacedEdit(path, before, result, "drop-in", patch)
 
 
-def prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[PlacedEdit, ...]) -> None:
-    """Load the configuration with the edits in it: the handler must be there, everything else as it was."""
-    after = load(
-        effective.root.path, MapReader({edit.path: edit.after for edit in edits}, reader), effective.containerd
-    )
-    old, new = effective.cri, after.cri
+def _meaning(source: bytes, effective: Effective) -> dict[str, Any] | None:
+    """What a file of our own says; None where it is broken."""
+    try:
+        return schema.meaning(parse(source, effective.containerd).data)
+    except RefusedError:
+        return None
+
+
+def prove(effective: Effective, bare: Effective, handler: Handler, edits: tuple[PlacedEdit, ...]) -> None:
+    """Load the configuration with the edits in it: the handler must be there, everything else as it is without us.
+
+    And so it must stay when another file goes away: a neighbour that leaves may not take its own settings back and find
+    that ours hide those of the root.
+
+    Raises:
+        RefusedError: what would be otherwise.
+    """
+    root, containerd = effective.root.path, effective.containerd
+    after = load(root, MapReader({edit.path: edit.after for edit in edits}, effective.reader), containerd)
+    old, new = bare.cri, after.cri
     if old is None or new is None or new.state != "ok":
         raise RefusedError(
-            f"With the handler, containerd {effective.containerd} would not load this configuration: "
+            f"With the handler, containerd {containerd} would not load this configuration: "
             f"{after.refused or (new.reason if new else '')}",
             remedy="Please report these files; nothing was written.",
         )
-    wanted = schema.table(
-        parse(edits[0].after or b"", effective.containerd).data,
-        *("plugins", edits[0].patch.plugin_id, "containerd", "runtimes", handler.name),
-    )
-    if new.runtimes.get(handler.name) != wanted:
+    _, parent = inherited_table(old, handler.name)
+    if schema.meaning(new.runtimes.get(handler.name, {})) != schema.meaning(table_for(handler, parent)):
         raise RefusedError(
-            f'Another file says something about the handler "{handler.name}" that would win over ours or mix with it.',
+            f'Another file says something about the handler "{handler.name}" that would win over ours or mix with it, '
+            "or its schema makes ours dead text.",
             remedy="`flox-node containerd explain` shows which; remove it there.",
         )
     if not new.same_but(old, handler.name):
@@ -207,3 +244,14 @@ def prove(effective: Effective, reader: Reader, handler: Handler, edits: tuple[P
             "Registering the handler would change other settings of this containerd.",
             remedy="Please report these files; nothing was written.",
         )
+    for file in bare.files[1:]:
+        alone = load(root, MapReader({file.path: None}, bare.reader), containerd)
+        with_us = load(root, MapReader({file.path: None}, after.reader), containerd)
+        if alone.cri is None or alone.cri.state != "ok":
+            continue  # they need that file
+        if with_us.cri is None or not with_us.cri.same_handlers_but(alone.cri, handler.name):
+            raise RefusedError(
+                f"With the handler, other settings of this containerd would be lost as soon as {file.path} goes away.",
+                remedy="Give all files of the configuration the schema of the root file; "
+                "`flox-node containerd explain` shows them.",
+            )

@@ -34,12 +34,13 @@ class CriSettings:
 
     def same_but(self, other: CriSettings, handler: str) -> bool:
         """Whether everything but this handler is as in `other`, and the handler is there."""
-        return (
-            handler in self.runtimes
-            and {name: table for name, table in self.runtimes.items() if name != handler}
-            == {name: table for name, table in other.runtimes.items() if name != handler}
-            and (self.state, self.default_runtime, self.images) == (other.state, other.default_runtime, other.images)
-        )
+        return handler in self.runtimes and self.same_handlers_but(other, handler) and self.images == other.images
+
+    def same_handlers_but(self, other: CriSettings, handler: str) -> bool:
+        """Whether the CRI loads and has the runtimes of `other`, this handler apart."""
+        mine = {name: table for name, table in self.runtimes.items() if name != handler}
+        theirs = {name: table for name, table in other.runtimes.items() if name != handler}
+        return (self.state, self.default_runtime, mine) == (other.state, other.default_runtime, theirs)
 
 
 def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSettings:

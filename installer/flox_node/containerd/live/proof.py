@@ -15,6 +15,7 @@ from typing import Any
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Effective, MapReader, load
+from flox_node.containerd.config.ours import without_us
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live.daemon import Daemon
 from flox_node.errors import OutsideError, RefusedError
@@ -31,7 +32,7 @@ _SAME_AS_UNSET = {"sandbox_mode": "podsandbox", "sandboxer": "podsandbox"}
 def prove(
     host: Host, found: Daemon, version: ContainerdVersion, edits: Sequence[Edit], handler: Handler, config: str
 ) -> str:
-    """Show that containerd will be what it was, and serve the handler; the reason why that cannot be asked, or "".
+    """Show that containerd will be what it is without us, and serve the handler; why that cannot be asked, or "".
 
     `config` is what it will be started with, which need not be what it was started with.
 
@@ -41,14 +42,14 @@ def prove(
     live = [edit for edit in edits for edit in edit.live]
     if not live:
         return "the platform makes containerd's configuration when it starts it, so only the CRI can tell"
-    before = load(found.config_path, host.files, version)
+    before = without_us(load(found.config_path, host.files, version), handler)
     after = load(config, MapReader({edit.path: edit.after for edit in live}, host.files), version)
     if problems := new_findings(before, after):
         raise RefusedError(f"With the handler in it, {found.config_path} would not be safe: {'; '.join(problems)}")
     old, new = _dump(host, found, before), _dump(host, found, after)
     if problems := differences(old, new, handler):
         raise RefusedError(
-            f"The node's containerd {version} would not be what it was: {'; '.join(problems[:5])}.",
+            f"The node's containerd {version} would not be what it is without us: {'; '.join(problems[:5])}.",
             remedy=_NOTHING_WRITTEN,
         )
     return ""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
-from flox_node.containerd.config.effective import Effective, Reader
+from flox_node.containerd.config.effective import Reader
 from flox_node.containerd.config.version import ContainerdVersion
-from flox_node.errors import CorruptError, RefusedError
+from flox_node.errors import CorruptError
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,3 @@ def from_json(body: Mapping[str, Any]) -> Registration:
 def changed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     """Those that have something to write, each file once (several roots may share a file)."""
     return tuple({edit.path: edit for edit in edits if edit.changed}.values())
-
-
-def require_cri(effective: Effective) -> None:
-    """Raise RefusedError unless containerd starts with this configuration and has a CRI."""
-    if effective.cri is None or effective.cri.state != "ok":
-        worst = next(finding for finding in effective.findings if finding.severity == "error")
-        raise RefusedError(
-            worst.text, remedy="Repair the configuration first; `flox-node containerd explain` shows it."
-        )

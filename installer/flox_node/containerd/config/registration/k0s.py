@@ -9,9 +9,10 @@ from typing import ClassVar
 from flox_node.containerd.config import placement, schema
 from flox_node.containerd.config.document import parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.editor import Handler, is_our_binary
+from flox_node.containerd.config.editor import Handler, is_our_binary, remove
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.registration.base import NextStart, changed, known, require_cri
+from flox_node.containerd.config.ours import without_us
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -34,38 +35,44 @@ class K0s:
     def edits(self, reader: Reader, version: ContainerdVersion, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
         """See Registration."""
         effective = load(self.config, reader, version)
-        require_cri(effective)
+        bare = without_us(effective, handler)
+        placement.require_cri(bare)
         if version.merges_deeply:
             if placement.drop_in_path(effective) != self._own:
                 raise RefusedError(
                     f"{self.config} does not import {self.folder}, where a handler would outlive k0s' next start.",
                     remedy="Update k0s, or manage that file yourself (take `# k0s_managed=true` out of it).",
                 )
-            return Plain(self.config).edits(reader, version, handler, adopt=False)
+            return changed(placement.place(effective, reader, handler, rendered=True))
         self._refuse_foreign(reader, version, handler)
-        edit = placement.drop_in(effective, reader, self._own, handler, schema.CRI_GRPC)
+        edit = placement.drop_in(bare, reader, self._own, handler, schema.CRI_GRPC)
         # k0s merges it key by key into a file that the root imports, so nothing there is replaced.
         return changed((SourceEdit(edit.path, edit.before, edit.after),))
 
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
-        """See Registration. On 1.x the merged file is k0s' own to write."""
+        """See Registration. On 1.x the merged file is k0s' own to write, out of the files in the folder."""
         if version.merges_deeply:
             return Plain(self.config).withdrawals(reader, version, handler)
-        return changed((SourceEdit(self._own, reader.read_optional(self._own), None),))
+        edits = [SourceEdit(self._own, reader.read_optional(self._own), None)]
+        for path in self._others(reader):
+            source = reader.read_optional(path) or b""
+            edits.append(SourceEdit(path, source, remove(source, handler, version).result))
+        return changed(tuple(edits))
+
+    def _others(self, reader: Reader) -> list[str]:
+        paths = [posixpath.join(self.folder, name) for name in reader.listdir(self.folder)]
+        return [path for path in paths if path != self._own and path.endswith(".toml")]
 
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
         """See Registration. On 2.x the root imports the folder: the files themselves are what counts."""
         if version.merges_deeply:
             return NextStart((self.folder,))
-        names = [name for name in reader.listdir(self.folder) if name.endswith(".toml")]
-        others = [path for name in names if (path := posixpath.join(self.folder, name)) != self._own]
-        return NextStart((*others,), untold="k0s merges it into containerd's configuration at its next start")
+        return NextStart(
+            tuple(self._others(reader)), untold="k0s merges it into containerd's configuration at its next start"
+        )
 
     def _refuse_foreign(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> None:
-        for name in reader.listdir(self.folder):
-            path = posixpath.join(self.folder, name)
-            if path == self._own or not name.endswith(".toml"):
-                continue
+        for path in self._others(reader):
             data = parse(reader.read_optional(path) or b"", version).data
             table = schema.table(data, "plugins", schema.CRI_GRPC, "containerd", "runtimes", handler.name)
             if table and not is_our_binary(schema.table(table, "options").get("BinaryName"), handler):

@@ -23,7 +23,8 @@ from flox_node.containerd.config.document import Path
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, inherited_table, is_our_binary, table_for
 from flox_node.containerd.config.effective import Effective, Reader, load
-from flox_node.containerd.config.registration.base import NextStart, changed, known, require_cri
+from flox_node.containerd.config.placement import require_cri
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError

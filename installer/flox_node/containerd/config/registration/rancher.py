@@ -16,8 +16,8 @@ from flox_node.containerd.config.document import Path, parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, Patch, register, remove
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.registration.base import NextStart, changed, known, require_cri
-from flox_node.containerd.config.registration.plain import Plain
+from flox_node.containerd.config.ours import without_us
+from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
@@ -38,7 +38,8 @@ class Rancher:
     def edits(self, reader: Reader, version: ContainerdVersion, handler: Handler, *, adopt: bool) -> tuple[Edit, ...]:
         """See Registration."""
         effective = load(self.config, reader, version)
-        require_cri(effective)
+        bare = without_us(effective, handler)
+        placement.require_cri(bare)
         if not effective.root.exists:
             raise RefusedError(
                 f"{self.config} is not there, although the running containerd was started with it.",
@@ -47,23 +48,20 @@ class Rancher:
         path, before = self._template(reader, version)
         is_in_template = before is not None and block.find_in_text(_text(before), handler.name) is not None
         if placement.drop_in_path(effective) is not None and not is_in_template:
-            return Plain(self.config).edits(reader, version, handler, adopt=False)
+            return changed(placement.place(effective, reader, handler, rendered=True))
         # What the rendered file would have to hold is what the template has to add to it.
         rendered = effective.root.document.source
-        context = None if len(effective.files) == 1 else effective.cri
+        context = None if len(bare.files) == 1 else bare.cri
         patch = register(rendered, handler, version, context=context)
         made = placement.PlacedEdit(self.config, rendered, patch.result, "in-place", patch)
-        placement.prove(effective, reader, handler, (made,))
+        placement.prove(effective, bare, handler, (made,))
         after = _with_block(before, _tables(patch, handler, version), handler)
         return changed((SourceEdit(path, before, after, (made,) if made.changed else ()),))
 
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
         """See Registration. The rendered file is the service's to write again."""
-        found: list[Edit] = []
-        effective = load(self.config, reader, version)
-        own = placement.drop_in_path(effective)
-        if own is not None and (source := reader.read_optional(own)) is not None:
-            found.append(Edit(own, source, None))
+        withdrawn = placement.withdraw(load(self.config, reader, version), reader, handler)
+        found: list[Edit] = [edit for edit in withdrawn if edit.path != self.config]
         for name in (_V3, _V2):
             path = posixpath.join(posixpath.dirname(self.config), name)
             before = reader.read_optional(path)

@@ -1,0 +1,110 @@
+"""What of a configuration is ours, and the configuration without it: the baseline that every judgement starts from.
+
+Ours are our own file in an imported folder, our tables in files of others, and the copies of them that a tool makes
+which writes whole dumps back. What is in force while they are there may be of their making, so it is no baseline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from flox_node.containerd.config.edit import Edit
+from flox_node.containerd.config.editor import Handler, Patch, cut_out, remove
+from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, covers, load
+from flox_node.errors import RefusedError
+
+DROP_IN = "50-flox-node.toml"
+
+
+@dataclass(frozen=True)
+class PlacedEdit(Edit):
+    """An edit of containerd's own configuration, with what the editor did."""
+
+    kind: Literal["in-place", "drop-in"]
+    patch: Patch
+
+
+def drop_in_path(effective: Effective) -> str | None:
+    """The place of our own file: the first pattern of the root's imports that takes it in; None on 1.x or without."""
+    if not effective.containerd.merges_deeply:
+        return None
+    root = effective.root
+    for entry in root.document.data.get("imports", ()):
+        pattern = posixpath.normpath(posixpath.join(posixpath.dirname(root.path), entry))
+        path = posixpath.join(posixpath.dirname(pattern), DROP_IN)
+        if "*" not in posixpath.dirname(pattern) and covers(pattern, path):
+            return path
+    return None
+
+
+def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[PlacedEdit, ...]:
+    """The edits that take the handler out again, wherever it stands now; () where it is nowhere.
+
+    Works for a configuration that containerd would refuse, too, as far as its files can be read.
+
+    Raises:
+        RefusedError: it is the default runtime, or the lines of a copy cannot be cut out alone.
+    """
+    found: dict[str, PlacedEdit] = {}
+    for path in _own_files(effective, reader):
+        gone = Patch(b"", True, "", {}, added_runc=False, inner_runtime=None)
+        found[path] = PlacedEdit(path, reader.read_optional(path), None, "drop-in", gone)
+    for path in (file.path for file in _every_file(effective, reader, found) if file.exists and file.path not in found):
+        source = reader.read_optional(path) or b""
+        try:
+            patch = remove(source, handler, effective.containerd)
+        except RefusedError as error:
+            raise RefusedError(f"{path}: {error.cause}", remedy=error.remedy) from None
+        if patch.changed:
+            found[path] = PlacedEdit(path, source, patch.result, "in-place", patch)
+    return tuple(found.values())
+
+
+def without_us(effective: Effective, handler: Handler) -> Effective:
+    """The configuration as it would be had we never come; what cannot be cut out alone stays.
+
+    Where an administrator made our handler the default runtime, the CRI would not load: that counts as well here.
+    """
+    reader = effective.reader
+    files: dict[str, bytes | None] = dict.fromkeys(_own_files(effective, reader))
+    for file in _every_file(effective, reader, files):
+        if file.path not in files and (bare := cut_out(file.document, handler, effective.containerd)) is not None:
+            files[file.path] = bare
+    bare_effective = load(effective.root.path, MapReader(files, reader), effective.containerd)
+    cri = bare_effective.cri
+    is_default = cri is not None and cri.state == "dead" and cri.default_runtime == handler.name
+    if cri is not None and is_default and effective.state == "ok":
+        return dataclasses.replace(bare_effective, cri=dataclasses.replace(cri, state="ok", reason=""))
+    return bare_effective
+
+
+def shaped_by_us(effective: Effective, handler: Handler) -> frozenset[str]:
+    """The other handlers that are not as they would be without us: a change of them, back to that, is no loss."""
+    bare = without_us(effective, handler)
+    if effective.cri is None or bare.cri is None:
+        return frozenset(bare.cri.runtimes if bare.cri else ())
+    here, alone = effective.cri.runtimes, bare.cri.runtimes
+    return frozenset(name for name in here.keys() | alone.keys() if here.get(name) != alone.get(name)) - {handler.name}
+
+
+def _own_files(effective: Effective, reader: Reader) -> list[str]:
+    """Our own files: where the root imports them, and where a root imported them that has been replaced since."""
+    folder = posixpath.dirname(effective.root.path)
+    paths = [
+        drop_in_path(effective) or "",
+        *(file.path for file in effective.files if posixpath.basename(file.path) == DROP_IN),
+        *(posixpath.join(folder, name, DROP_IN) for name in reader.listdir(folder)),
+    ]
+    return [path for path in dict.fromkeys(paths) if path and reader.read_optional(path) is not None]
+
+
+def _every_file(effective: Effective, reader: Reader, own: Mapping[str, object]) -> tuple[LoadedFile, ...]:
+    """The files of the configuration, those as well that are not reached because one of ours is broken."""
+    if effective.cri is None and own:
+        without = MapReader(dict.fromkeys(own), reader)
+        return load(effective.root.path, without, effective.containerd).files
+    return effective.files
