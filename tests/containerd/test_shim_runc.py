@@ -289,9 +289,8 @@ def listed(node: Node, command: str) -> list[str]:
     return node.pod("sh", "-c", command).run().wait().splitlines()
 
 
-@pytest.fixture(scope="module")
-def built(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Node:
-    directory = tmp_path_factory.mktemp("node")
+def make_node(directory: Path) -> Node:
+    """A node whose store holds what `make_store` makes, with a shim that was built for this folder."""
     prefix = f"-ldflags=-X flox.dev/flox-node/shim/internal/node.prefix={directory}"
     go_build(ROOT / "shim", directory / "flox-runtime", prefix)
     make_store(directory / "nix", directory)
@@ -300,6 +299,11 @@ def built(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Node:
     script(directory / "opt/flox-node/bin/flox-node-realise", REALISE.format(dir=directory))
     (directory / "var/log/flox-node").mkdir(parents=True)
     return Node(directory, directory / "flox-runtime", directory / "runc")
+
+
+@pytest.fixture(scope="module")
+def built(bed: Path, tmp_path_factory: pytest.TempPathFactory) -> Node:
+    return make_node(tmp_path_factory.mktemp("node"))
 
 
 @pytest.fixture
