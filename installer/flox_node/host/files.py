@@ -85,6 +85,16 @@ class HostFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def changed_at(self, path: str) -> float | None:
+        """When what the path leads to was changed last, in seconds since the epoch; None when nothing is there.
+
+        It is the time of the inode: a file that is moved there keeps the time of its content.
+        """
+        try:
+            return self.real(path).stat().st_ctime
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def lexists(self, path: str) -> bool:
         """Whether anything is there, a dangling symlink included."""
         return self.lstat(path) is not None

@@ -75,9 +75,8 @@ def _changed_since(host: Host, running: Running, then: Effective, coming: NextSt
         for entry in file.document.data.get("imports", ())
     ]
     for path in dict.fromkeys([*coming.inputs, *(file for file in files if file not in coming.files), *folders]):
-        real = host.files.real(path)
-        # The time of the last change of the inode: a file that is moved there keeps the time of its content.
-        if real.exists() and real.stat().st_ctime > started:
+        changed_at = host.files.changed_at(path)
+        if changed_at is not None and changed_at > started:
             yield path
 
 

@@ -80,7 +80,7 @@ class Rancher:
         if text and (not found or base.strip() or "{{" in added):
             return NextStart((path,), untold="it is a template of its own that only a start renders")
         now = _text(remove(rendered, handler, version).result)
-        if added.strip() and added.strip() not in now:
+        if not now.rstrip().endswith(added.strip()):
             now = now.rstrip("\n") + "\n" + added.lstrip("\n")
         return NextStart((path,), {self.config: _bytes(now)})
 
