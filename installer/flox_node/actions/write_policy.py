@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
-from flox_node.actions.in_use import shim_in_use
+from flox_node.actions.in_use import bundles_with_shim, shim_in_use
 from flox_node.errors import CorruptError
 from flox_node.host import Host, HostFiles
 from flox_node.state import policy as policies
@@ -50,7 +50,10 @@ class WritePolicy(Action[Gap]):
 
     def execute(self, host: Host, gap: Gap, progress: Progress) -> None:
         wanted = self._wanted(host)
+        former = (_policy(host.files) or {}).get("inner_runtime")
         remember_former(host.files, wanted["inner_runtime"])
+        if former not in (None, wanted["inner_runtime"]) and (tasks := bundles_with_shim(host)):
+            progress(f"{len(tasks)} running containers and sandboxes keep {former} as their inner runtime")
         host.files.write_atomic(POLICY, json.dumps(wanted, indent=1).encode() + b"\n", 0o644)
 
     def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> Kept | None:

@@ -21,7 +21,7 @@ from flox_node.host import Host
 from flox_node.host.lock import GC_LOCK, exclusive
 from flox_node.host.space import free_ratios
 from flox_node.payload.place import folder_of
-from flox_node.plan import heal, labels, room
+from flox_node.plan import heal, labels, records, room
 from flox_node.plan.planner import inner_runtime
 from flox_node.plan.room import Freed
 from flox_node.plan.runs import machine_id
@@ -154,6 +154,8 @@ def _short(host: Host) -> str:
 
 
 def _forget_pods(host: Host, socket: str) -> tuple[str, ...]:
+    for path in records.orphans(host, socket):
+        host.files.remove(path)
     known = {sandbox.id for sandbox in daemon.cri(host, socket).sandboxes()}
     return tuple(cached.forget_pods(_paths(host), sandboxes=known, older_than=time.time() - _FRESH_S))
 

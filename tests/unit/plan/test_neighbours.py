@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flox_node.errors import InUseError, OutsideError, RefusedError
+from flox_node.host import HostFiles
 from flox_node.payload import Payload
 from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
 from flox_node.plan.doctor import examine
@@ -279,3 +281,50 @@ def test_an_upgraded_containerd_keeps_what_was_registered_in_place(tmp_path: Pat
         assert status(node.host, SETTINGS).drift == ()
         uninstall(node.host, SETTINGS, _ignore)
         assert node.config.read_text() == KUBEADM
+
+
+# What pods leave, and put over our folders
+
+
+def _examined(node: FakeNode, check: str) -> str:
+    return {result.id: result.cause for result in examine(node.host, SETTINGS)}[check]
+
+
+def test_a_mount_over_our_folders_is_told(any_node: FakeNode, payload: Payload) -> None:
+    install(any_node.host, payload, SETTINGS, _ignore)
+    table = any_node.root / "proc/1/mountinfo"
+    table.parent.mkdir(parents=True)
+    lines = [
+        "20 1 0:1 / / rw - ext4 /dev/vda rw",
+        "21 20 0:2 / /run rw - tmpfs tmpfs rw",
+        "22 20 0:3 / /opt/flox-node rw - ext4 /dev/vdb rw",  # a disk of its own
+        "23 21 0:4 / /run/flox-node/realise rw - tmpfs tmpfs rw",
+    ]
+    table.write_text("\n".join(lines) + "\n")
+    assert _examined(any_node, "foreign-mounts") == ""
+    table.write_text("\n".join([*lines, "24 21 0:5 / /run/flox-node rw - tmpfs tmpfs rw"]) + "\n")
+    assert "/run/flox-node is hidden by a mount (tmpfs)" in _examined(any_node, "foreign-mounts")
+
+
+def test_records_that_belong_to_no_pod_are_told_and_go_with_the_next_boot(any_node: FakeNode, payload: Payload) -> None:
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    node.containerd.sandboxes = [("web", "flox")]
+    names = ("pods/id-web.json", "pods/gone.json", "containers/gone.json", "pods/fresh.json")
+    for name in names:
+        file = node.root / "run/flox-node" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    old = [node.root / "run/flox-node" / name for name in names if "fresh" not in name]
+
+    class Old(HostFiles):
+        def changed_at(self, path: str) -> float | None:
+            changed_at = super().changed_at(path)
+            return 0.0 if changed_at is not None and self.real(path) in old else changed_at
+
+    host = dataclasses.replace(node.host, files=Old(node.root))
+    told = {result.id: result.cause for result in examine(host, SETTINGS)}["orphan-records"]
+    assert told == "2 records belong to no pod: /run/flox-node/pods/gone.json, /run/flox-node/containers/gone.json"
+    boot(host, _ignore)
+    left = {str(file.relative_to(node.root / "run/flox-node")) for file in old if file.exists()}
+    assert left == {"pods/id-web.json"}

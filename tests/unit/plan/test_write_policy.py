@@ -66,3 +66,16 @@ def test_the_runtimes_of_earlier_policies_are_remembered_for_what_runs(host: Hos
     for runtime in ("/usr/bin/runc", "/usr/bin/runc", "/usr/bin/crun", "/opt/runc", "/usr/bin/crun"):
         execute(host, WritePolicy(runtime))
     assert host.files.read(FORMER_RUNTIMES) == b"/usr/bin/runc\n/usr/bin/crun\n/opt/runc\n"
+
+
+def test_another_inner_runtime_says_that_running_containers_keep_theirs(host: Host, tmp_path: Path) -> None:
+    host.files.write_atomic(PATH, b'{"schema_version": 1, "inner_runtime": "/usr/bin/runc"}')
+    (tmp_path / "run").mkdir()
+    told: list[str] = []
+    WritePolicy("/usr/bin/crun").execute(host, Gap("not as wanted"), told.append)
+    assert told == []
+    bundle = tmp_path / "run/containerd/io.containerd.runtime.v2.task/k8s.io/c0ffee"
+    bundle.mkdir(parents=True)
+    (bundle / "options.json").write_text('{"binary_name": "/opt/flox-node/bin/flox-runtime"}')
+    WritePolicy("/usr/bin/runc").execute(host, Gap("not as wanted"), told.append)
+    assert told == ["1 running containers and sandboxes keep /usr/bin/crun as their inner runtime"]

@@ -7,18 +7,22 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.host import selinux
+from flox_node.host import mounts, selinux
 from flox_node.host.probes import FolderProbe, Space, space, try_folder
 from flox_node.host.selinux import Mode
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, told
 from flox_node.plan.doctor.node import Node
 from flox_node.platforms import facts
+from flox_node.state.ledger import STATE_DIR
 
 LEAST_BYTES = 1 << 30  # an environment of a common size, and room for the next
 LEAST_INODES = 20_000
 LABEL = "flox.dev/enabled"
 TAINT = "flox.dev/not-ready"
 _LABELLED = ("/nix", "/nix/store", "/opt/flox-node", "/opt/flox-node/current/bin/flox-runtime")
+_RUN = "/run/flox-node"  # made by us; the others an administrator may have given a disk of their own
+_OURS = (_RUN, "/opt/flox-node", "/etc/flox-node", STATE_DIR)
+_MOUNTED_BY_US = ("/run/flox-node/realise",)
 _NIX_MARKS = ("/etc/nix/nix.conf", "/nix/var/nix/daemon-socket/socket", "/etc/systemd/system/nix-daemon.service")
 _LABEL_FLAGS = ("--node-label", "--register-with-taints")
 _LIKE_OURS = re.compile(r"(?<![\w./-])(flox[\w.-]*(?:/[\w.-]+)?)[=:]\s*\"?([\w.-]*)")
@@ -114,6 +118,21 @@ def decide_foreign_nix(found: list[str]) -> Verdict:
     return told([f"another Nix is or was installed here: {', '.join(found)}"] if found else [], state=State.WARNING)
 
 
+def _foreign_mounts(node: Node) -> list[tuple[str, str]]:
+    return [
+        (mount.target, mount.kind)
+        for mount in mounts.of_node(node.host.files)
+        for folder in _OURS
+        if mounts.is_below(mount.target, folder) or mount.target == folder == _RUN
+        if mount.target not in _MOUNTED_BY_US
+    ]
+
+
+def decide_foreign_mounts(found: list[tuple[str, str]]) -> Verdict:
+    """What is mounted over a folder of ours hides our files from us, and shows others' to us."""
+    return told([f"{target} is hidden by a mount ({kind}) that is not flox-node's" for target, kind in found])
+
+
 def _kubelet(node: Node) -> list[str]:
     return [f"{process.argv[0] if process.argv else process.exe} (pid {process.pid})" for process in node.kubelets]
 
@@ -201,6 +220,14 @@ CHECKS: tuple[Check[Any], ...] = (
         "remove the link and install with `flox-node install --nix-dir DIR`, which mounts DIR at /nix",
         _nix_folder,
         decide_nix_folder,
+    ),
+    Check(
+        "foreign-mounts",
+        "nothing is mounted over the folders of flox-node",
+        "find the pod or unit that mounts it (a volume with mountPropagation Bidirectional, say), stop it, and "
+        "`umount` that path; then delete the Flox pods that were started since",
+        _foreign_mounts,
+        decide_foreign_mounts,
     ),
     Check(
         "foreign-nix",

@@ -11,6 +11,7 @@ from typing import Any
 from flox_node.containerd.live import daemon
 from flox_node.containerd.live.cri import Container, Sandbox
 from flox_node.environments.annotations import annotation_faults
+from flox_node.plan import records
 from flox_node.plan.doctor.check import Check, State, Verdict, skipped, told
 from flox_node.plan.doctor.node import Node
 
@@ -94,6 +95,16 @@ def decide_failures(events: list[dict[str, Any]] | None) -> Verdict:
     return told(list(texts)[:_SHOWN], state=State.WARNING)
 
 
+def _orphans(node: Node) -> tuple[str, ...]:
+    return records.orphans(node.host, node.socket)
+
+
+def decide_orphans(found: Sequence[str]) -> Verdict:
+    """A leak, and a sign that containers were removed behind the runtime's back."""
+    shown = ", ".join(found[:_SHOWN])
+    return told([f"{len(found)} records belong to no pod: {shown}"] if found else [], state=State.WARNING)
+
+
 CHECKS: tuple[Check[Any], ...] = (
     Check(
         "annotations",
@@ -109,6 +120,13 @@ CHECKS: tuple[Check[Any], ...] = (
         "`crictl stopp ID` and `crictl rmp ID` for each; the kubelet then makes the pod anew",
         _restart,
         decide_stuck,
+    ),
+    Check(
+        "orphan-records",
+        "every record of the shim belongs to a pod of the node",
+        "nothing has to be done: `flox-node gc`, which runs once a day, and a boot remove them",
+        _orphans,
+        decide_orphans,
     ),
     Check(
         "recent-failures",
