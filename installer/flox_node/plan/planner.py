@@ -95,7 +95,7 @@ def units(running: Running) -> tuple[Action[Any], ...]:
 def registering(host: Host, platform: Platform, settings: Settings, running: Running) -> dict[str, Any]:
     """The fields of the action that registers the handler."""
     return {
-        "registration": platform.register(running.daemon.config_path, host.files),
+        "registration": platform.register(running.daemon.config_path, host.files, running.version),
         "socket": running.daemon.socket,
         "handler": HANDLER,
         "binary_name": SHIM,

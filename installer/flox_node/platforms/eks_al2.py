@@ -9,11 +9,12 @@ from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
 if TYPE_CHECKING:
     from flox_node.containerd.config.effective import Reader
     from flox_node.containerd.config.registration import Registration
+    from flox_node.containerd.config.version import ContainerdVersion
 
 _SOURCE = "/etc/eks/containerd/containerd-config.toml"
 
 
-def _register(config: str, _reader: Reader) -> Registration:
+def _register(config: str, _reader: Reader, _version: ContainerdVersion) -> Registration:
     from flox_node.containerd.config.registration import Copied
 
     return Copied(config, _SOURCE)

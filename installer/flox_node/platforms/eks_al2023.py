@@ -9,9 +9,10 @@ from flox_node.platforms.platform import Layer, Platform, Renderer, Sign, SignKi
 if TYPE_CHECKING:
     from flox_node.containerd.config.effective import Reader
     from flox_node.containerd.config.registration import Registration
+    from flox_node.containerd.config.version import ContainerdVersion
 
 
-def _register(config: str, _reader: Reader) -> Registration:
+def _register(config: str, _reader: Reader, _version: ContainerdVersion) -> Registration:
     from flox_node.containerd.config.registration import NodeConfig
 
     return NodeConfig(config)

@@ -9,12 +9,13 @@ from flox_node.platforms.platform import Layer, Platform, Renderer, Sign, SignKi
 if TYPE_CHECKING:
     from flox_node.containerd.config.effective import Reader
     from flox_node.containerd.config.registration import Registration
+    from flox_node.containerd.config.version import ContainerdVersion
 
 _MANAGED = b"# k0s_managed=true"
 _UNITS = ("k0sworker.service", "k0scontroller.service")
 
 
-def _register(config: str, reader: Reader) -> Registration:
+def _register(config: str, reader: Reader, _version: ContainerdVersion) -> Registration:
     from flox_node.containerd.config.registration import K0s, Plain
 
     if (reader.read_optional(config) or b"").startswith(_MANAGED):

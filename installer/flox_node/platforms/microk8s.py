@@ -9,6 +9,7 @@ from flox_node.platforms.platform import Layer, Platform, Sign, SignKind
 if TYPE_CHECKING:
     from flox_node.containerd.config.effective import Reader
     from flox_node.containerd.config.registration import Registration
+    from flox_node.containerd.config.version import ContainerdVersion
 
 _TEMPLATE = "/var/snap/microk8s/current/args/containerd-template.toml"
 _COMMON = "/var/snap/microk8s/common"
@@ -16,7 +17,7 @@ _SOCKET = f"{_COMMON}/run/containerd.sock"
 _UNIT = "snap.microk8s.daemon-containerd.service"
 
 
-def _register(config: str, _reader: Reader) -> Registration:
+def _register(config: str, _reader: Reader, _version: ContainerdVersion) -> Registration:
     from flox_node.containerd.config.registration import Template
 
     return Template(config, _TEMPLATE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # who asks for a folder only (a pod that waits) does not pay for the model of configurations
     from flox_node.containerd.config.effective import Reader
     from flox_node.containerd.config.registration import Registration
+    from flox_node.containerd.config.version import ContainerdVersion
 
 
 DEFAULT_SOCKET = "/run/containerd/containerd.sock"
@@ -63,7 +64,7 @@ class Refusal:
     instead: str
 
 
-def _plain(config: str, _reader: Reader) -> Registration:
+def _plain(config: str, _reader: Reader, _version: ContainerdVersion) -> Registration:
     from flox_node.containerd.config.registration import Plain
 
     return Plain(config)
@@ -88,8 +89,9 @@ class Platform:
     """One kind of node.
 
     It is found when `needed` of its `signs` hold. `register` decides how a handler is registered, from the path of the
-    configuration that containerd was started with and the node's files; `durable` names the file that says the handler
-    for good, `rewritten` who writes the configuration anew and when (in words), `renderer` by what that is recognised.
+    configuration that containerd was started with, the node's files and containerd's version; `durable` names the file
+    that says the handler for good, `rewritten` who writes the configuration anew and when (in words), `renderer` by
+    what that is recognised.
 
     The rest is where things lie, also for who does not know yet (or any more) which platform the node is, and asks all
     of them: the CRI `socket`, the `units` of containerd and the kubelet, the folder of containerd's `state`, its `logs`
@@ -119,7 +121,7 @@ class Platform:
     restart_deadline_s: float = 60.0
     needed: int = 2
     refusal: Refusal | None = None
-    register: Callable[[str, Reader], Registration] = _plain
+    register: Callable[[str, Reader, ContainerdVersion], Registration] = _plain
 
 
 def refused(name: str, title: str, signs: tuple[Sign, ...], reason: str, instead: str) -> Platform:

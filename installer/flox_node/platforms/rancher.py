@@ -9,12 +9,13 @@ from flox_node.platforms.platform import KUBELET, Layer, Platform, Renderer, Sig
 if TYPE_CHECKING:
     from flox_node.containerd.config.effective import Reader
     from flox_node.containerd.config.registration import Registration
+    from flox_node.containerd.config.version import ContainerdVersion
 
 _SOCKET = "/run/k3s/containerd/containerd.sock"  # RKE2's, too
 _DEADLINE_S = 300.0  # a server's restart takes etcd, the API server and the controllers along
 
 
-def _register(config: str, _reader: Reader) -> Registration:
+def _register(config: str, _reader: Reader, _version: ContainerdVersion) -> Registration:
     from flox_node.containerd.config.registration import Rancher
 
     return Rancher(config)

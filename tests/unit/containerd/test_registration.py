@@ -15,6 +15,7 @@ from flox_node.containerd.config.effective import MapReader
 from flox_node.containerd.config.registration import (
     Copied,
     Edit,
+    Imported,
     K0s,
     NodeConfig,
     Plain,
@@ -28,6 +29,7 @@ from flox_node.containerd.config.registration import (
 from flox_node.containerd.config.registration.nodeadm import CACHE, FRAGMENT
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import CorruptError, RefusedError
+from flox_node.platforms.flatcar import PLATFORM as FLATCAR
 
 V2, V3 = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"
 FLOX = Handler()
@@ -108,6 +110,11 @@ REGISTRATIONS: list[tuple[Registration, Files, str]] = [
     (
         Template("/var/snap/config.toml", "/var/snap/template.toml"),
         {"/var/snap/config.toml": config(V2), "/var/snap/template.toml": config(V2).replace(b"runc.v2", b"runc.v2")},
+        "2.1.4",
+    ),
+    (
+        Imported("/usr/share/containerd/config.toml"),
+        {"/usr/share/containerd/config.toml": config(V3, 3, 'imports = ["/etc/containerd/conf.d/*.toml"]')},
         "2.1.4",
     ),
     (
@@ -296,6 +303,21 @@ def test_a_copy_on_flatcar_that_others_edited_stays_and_stays_in_use() -> None:
         LIVE: config(V2) + b"# theirs\n",
         UNIT_FILE: after[UNIT_FILE],
     }
+
+
+def test_flatcar_whose_image_imports_a_folder_gets_one_file_there_and_stays_fresh() -> None:
+    """https://github.com/flatcar/scripts/pull/4150"""
+    vendor = "/usr/share/containerd/config.toml"
+    files = {vendor: config(V2, head='imports = ["/etc/containerd/conf.d/*.toml"]')}
+    files["/etc/containerd/conf.d/50-log.toml"] = f'[plugins."{V2}"]\nmax_container_log_line_size = 65536\n'.encode()
+    for containerd in ("2.1.4", "2.4.2"):
+        registration = FLATCAR.register(vendor, MapReader(files), ContainerdVersion.parse(containerd))
+        after = applied(files, register(registration, files, containerd))
+        assert after.keys() - files.keys() == {"/etc/containerd/conf.d/50-flox-node.toml"}
+        assert register(registration, after, containerd) == ()
+        assert withdraw(registration, after, containerd) == files
+    on_1x = FLATCAR.register(vendor, MapReader(files), ContainerdVersion.parse("1.7.24"))
+    assert isinstance(on_1x, Relocated), "a file of ours would replace the image's whole CRI table"
 
 
 def test_a_file_that_flatcar_does_not_read_is_not_taken_into_use() -> None:

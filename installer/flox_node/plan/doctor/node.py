@@ -103,7 +103,7 @@ class Node:
             RefusedError: there is no containerd, or signs of platforms contradict each other.
         """
         platform = recognise(self.host, socket=self.socket, named=self.settings.platform).platform
-        return platform.register(self.daemon.config_path, self.host.files)
+        return platform.register(self.daemon.config_path, self.host.files, self._version())
 
     @cached_property
     def effective(self) -> Effective:

@@ -7,6 +7,7 @@ EKS), the files that count are the platform's own extension points, and the rend
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.registration.base import NextStart, Registration, from_json, to_json
 from flox_node.containerd.config.registration.copied import Copied
+from flox_node.containerd.config.registration.imported import Imported
 from flox_node.containerd.config.registration.k0s import K0s
 from flox_node.containerd.config.registration.nodeadm import NodeConfig
 from flox_node.containerd.config.registration.plain import Plain
@@ -17,6 +18,7 @@ from flox_node.containerd.config.registration.template import Template
 __all__ = [
     "Copied",
     "Edit",
+    "Imported",
     "K0s",
     "NextStart",
     "NodeConfig",
