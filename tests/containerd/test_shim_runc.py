@@ -412,6 +412,17 @@ def test_what_changes_an_activation_reaches_the_command_alone_and_the_pods_own_n
     assert "the container's variables FLOX_ENV_CACHE were dropped: Flox sets them itself" in log
 
 
+def test_dev_mode_finds_the_gpu_libraries_of_the_node_and_run_mode_does_not_look(node: Node) -> None:
+    for mode, wanted in {"dev": "/usr/lib/libcuda.so.1", "run": ""}.items():
+        node.resolve(mode=mode)
+        container = node.pod("sh", "-c", 'echo "<$LD_FLOXLIB_FILES_PATH>"', flox={"activate_mode": mode})
+        script(
+            container.bundle / "rootfs/sbin/ldconfig",
+            f"#!{BUSYBOX}/bin/busybox sh\necho '\tlibcuda.so.1 (libc6,x86-64) => /usr/lib/libcuda.so.1'\n",
+        )
+        assert container.run().wait() == f"<{wanted}>\n"
+
+
 def test_an_absolute_command_that_nobody_has_is_an_error_of_the_start(node: Node) -> None:
     container = node.pod("/no/such", "x")
     assert container.create() == 1

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -15,6 +16,11 @@ import (
 )
 
 func main() {
+	// The real one has no handlers, and the first process of a PID namespace gets only signals that it handles. This one's
+	// language handles them all, so it takes and forgets them; what it starts and what it becomes has the defaults.
+	if os.Getpid() == 1 {
+		signal.Notify(make(chan os.Signal, 1))
+	}
 	err := run(filepath.Base(os.Args[0]), os.Args[1:])
 	fmt.Fprintln(os.Stderr, err) // run returns only when nothing was started
 	if errors.Is(err, errPanic) {
@@ -43,25 +49,28 @@ func runActivate(args []string) error {
 	}
 	context, err := readContext(args[1])
 	if err != nil {
-		return fmt.Errorf("ERROR: %w", err)
+		return fmt.Errorf("✘ ERROR: %w", err)
 	}
 	if context.RemoveAfterReading {
 		if err := os.Remove(args[1]); err != nil {
-			return fmt.Errorf("ERROR: %w", err)
+			return fmt.Errorf("✘ ERROR: %w", err)
 		}
 	}
 	env, err := inherited()
 	if err != nil {
 		return err
 	}
+	if level := env.get("RUST_LOG"); strings.Contains(level, "debug") || strings.Contains(level, "trace") {
+		fmt.Fprintln(os.Stderr, "DEBUG flox_activations::start: starting activation")
+	}
 	attach := context.AttachCtx
 	activation := activation{
-		env: attach.Env, cache: attach.EnvCache, description: attach.EnvDescription,
-		active: attach.FloxActiveEnvironments, storePath: context.FloxActivateStorePath, shell: context.Shell.Bash,
+		env: attach.Env, cache: attach.EnvCache, storePath: context.FloxActivateStorePath, shell: context.Shell.Bash,
+		mode: context.Mode, cuda: attach.FloxEnvCudaDetection, attach: &attach, interpreter: attach.InterpreterPath,
 	}
 	started, err := withState(context, env, activation.start)
 	if err != nil {
-		return fmt.Errorf("ERROR: %w", err)
+		return err
 	}
 	return become(context.InvocationType.ExecCommand, started)
 }
@@ -96,7 +105,7 @@ func runScript(args []string) error {
 	}
 	activation := activation{
 		env: env, cache: variables.get("FLOX_ENV_CACHE"), storePath: env,
-		shell: filepath.Join(env, "bin/sh"), skipHook: !hook,
+		shell: filepath.Join(env, "bin/sh"), skipHook: !hook, mode: mode,
 	}
 	started, err := activation.start(variables)
 	if err != nil {
@@ -114,7 +123,7 @@ func inherited() (environment, error) {
 	}
 	env := environment(os.Environ())
 	if env.get("_FLOX_PROMPT_HOOK_VERSION") != "" {
-		return nil, errors.New("ERROR: the prompt hook of another version of Flox is active")
+		return nil, errors.New("✘ ERROR: the prompt hook of another version of Flox is active")
 	}
 	return env, nil
 }
@@ -122,19 +131,20 @@ func inherited() (environment, error) {
 // become replaces this process with the command, found on the activated PATH.
 func become(argv []string, env environment) error {
 	if len(argv) == 0 {
-		return errors.New("ERROR: empty exec command provided")
+		return errors.New("✘ ERROR: empty exec command provided")
 	}
-	missing := fmt.Errorf("%s: command not found", argv[0])
-	if strings.Contains(argv[0], "/") {
-		if err := syscall.Exec(argv[0], argv, env); !errors.Is(err, syscall.ENOENT) {
-			return fmt.Errorf("%s: %w", argv[0], err)
-		}
-		return missing
+	missing := fmt.Errorf("✘ ERROR: %s: command not found", argv[0])
+	folders := []string{""}
+	if !strings.Contains(argv[0], "/") {
+		folders = filepath.SplitList(env.get("PATH"))
 	}
-	for _, folder := range filepath.SplitList(env.get("PATH")) {
+	for _, folder := range folders {
 		err := syscall.Exec(filepath.Join(folder, argv[0]), argv, env)
-		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.EACCES) && !errors.Is(err, syscall.ENOTDIR) {
-			return fmt.Errorf("%s: %w", argv[0], err)
+		switch {
+		case errors.Is(err, syscall.EACCES):
+			missing = errors.New("✘ ERROR: Permission denied (os error 13)")
+		case !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ENOTDIR):
+			return fmt.Errorf("✘ ERROR: %w", err)
 		}
 	}
 	return missing

@@ -122,8 +122,12 @@ func TestWhatTheRealOneRefusesIsRefused(t *testing.T) {
 		"state dir":        {func(_ *testing.T, f *fixture) { f.context["activation_state_dir"] = "/proc/state" }, "state directory"},
 		"not found":        {func(_ *testing.T, f *fixture) { f.command("nonesuch") }, "nonesuch: command not found"},
 		"foreign hook":     {func(_ *testing.T, f *fixture) { f.env = append(f.env, "_FLOX_PROMPT_HOOK_VERSION=0") }, "prompt hook"},
-		"hook exits":       {func(t *testing.T, f *fixture) { f.hook(t, "exit 0\n") }, "the hook did not complete"},
-		"hook fails":       {func(t *testing.T, f *fixture) { f.hook(t, "false\n") }, "the hook did not complete"},
+		"hook exits":       {func(t *testing.T, f *fixture) { f.hook(t, "exit 0\n") }, "script did not complete normally."},
+		"hook execs":       {func(t *testing.T, f *fixture) { f.hook(t, "exec true\n") }, "script did not complete normally."},
+		"hook fails":       {func(t *testing.T, f *fixture) { f.hook(t, "exit 3\n") }, "Running hook.on-activate failed"},
+		"hook with set -e": {func(t *testing.T, f *fixture) { f.hook(t, "set -e\nfalse\n") }, "Running hook.on-activate failed"},
+		"not executable":   {func(_ *testing.T, f *fixture) { f.command("/etc/passwd") }, "✘ ERROR: Permission denied (os error 13)"},
+		"getopt":           {func(_ *testing.T, f *fixture) { f.env = append(f.env, "GETOPT_COMPATIBLE=") }, "Failed to parse options."},
 		"cache is missing": {func(t *testing.T, f *fixture) { _ = os.Remove(filepath.Join(f.dir, "cache")) }, "cache"},
 	} {
 		f := newFixture(t)
@@ -151,7 +155,7 @@ func TestASecondProcessAttachesToALivingStartAndNotToADeadOne(t *testing.T) {
 			t.Fatalf("%d %q", status, stderr)
 		}
 	}
-	state, err := json.Marshal(state{stateVersion, "run", os.Getpid(), latestStart(t, f)})
+	state, err := json.Marshal(newState("run", os.Getpid(), latestStart(t, f)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,4 +178,72 @@ func latestStart(t *testing.T, f *fixture) string {
 		t.Fatal("no start was recorded")
 	}
 	return folders[len(folders)-1]
+}
+
+func TestTheHookIsRunAsTheRealOneRunsIt(t *testing.T) {
+	for name, hook := range map[string]string{"a failing last command": "false\n", "return": "return 3\n"} {
+		f := newFixture(t)
+		f.hook(t, "umask >"+f.dir+"/umask\nexport HOOKED=yes\nunset A\ncd /\n"+hook)
+		f.env = append(f.env, "A=1", "B.C=2", "FLOX_ENV_PROJECT=/stale")
+		stdout, stderr, status := f.run(t)
+		lines := "\n" + stdout
+		if status != 0 || !strings.Contains(lines, "\nHOOKED=yes\n") || !strings.Contains(lines, "\nB.C=2\n") {
+			t.Errorf("%s: %d %q %q", name, status, stdout, stderr)
+		}
+		for _, gone := range []string{"A", "SHLVL", "_", "FLOX_ENV_PROJECT"} {
+			if strings.Contains(lines, "\n"+gone+"=") {
+				t.Errorf("%s: %s is set: %q", name, gone, stdout)
+			}
+		}
+		if !strings.Contains(lines, "\nPWD=/\n") {
+			t.Errorf("%s: the hook's folder is not told: %q", name, stdout)
+		}
+		if umask, _ := os.ReadFile(filepath.Join(f.dir, "umask")); strings.TrimSpace(string(umask)) != "0077" {
+			t.Errorf("%s: umask %q", name, umask)
+		}
+	}
+	f := newFixture(t)
+	if stdout, _, _ := f.run(t); strings.Contains("\n"+stdout, "\nPWD=") {
+		t.Error(stdout)
+	}
+}
+
+func TestVariablesAreInterpretedInTheOrderOfTheirDependencies(t *testing.T) {
+	f := newFixture(t)
+	lock := `{"manifest": {"vars": {"A": "of $B", "B": "b", "C": "\\\"quoted\\\" $(echo run)"}}}`
+	if err := os.WriteFile(filepath.Join(f.dir, "environment/manifest.lock"), []byte(lock), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, _ := f.run(t)
+	for _, line := range []string{"A=of b", "B=b", `C="quoted" run`} {
+		if !strings.Contains(stdout, line+"\n") {
+			t.Errorf("%s is missing: %q %q", line, stdout, stderr)
+		}
+	}
+}
+
+func TestModesDifferInWhatTheyAdd(t *testing.T) {
+	f := newFixture(t)
+	environment := filepath.Join(f.dir, "environment")
+	for mode, wanted := range map[string]bool{"run": false, "dev": true} {
+		f.context["mode"] = mode
+		stdout, _, _ := f.run(t)
+		if strings.Contains(stdout, "CPATH="+environment+"/include\n") != wanted ||
+			!strings.Contains(stdout, "MANPATH="+environment+"/share/man:\n") ||
+			!strings.Contains(stdout, "_flox_activate_tracer=true\n") {
+			t.Errorf("%s: %q", mode, stdout)
+		}
+	}
+}
+
+func TestTheStateIsItsUsersAlone(t *testing.T) {
+	f := newFixture(t)
+	f.run(t)
+	for name, mode := range map[string]os.FileMode{
+		"state": 0o700 | os.ModeDir, "state/state.json": 0o600, "state/state.lock": 0o644,
+	} {
+		if info, err := os.Stat(filepath.Join(f.dir, name)); err != nil || info.Mode() != mode {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
+		}
+	}
 }
