@@ -78,6 +78,15 @@ class HostFiles:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def read_end(self, path: str, size: int) -> bytes | None:
+        """The last bytes of a file; None where there is none."""
+        try:
+            with open(self.real(path), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+                return file.read(size)
+        except FileNotFoundError:
+            return None
+
     def lstat(self, path: str) -> os.stat_result | None:
         """The status of the path itself, or None when nothing is there."""
         try:

@@ -20,11 +20,10 @@ from flox_node.containerd.config.effective import Effective
 from flox_node.containerd.config.explain import report
 from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
-from flox_node.host import Host
+from flox_node.host import Host, event_log
 from flox_node.host.probes import space
 from flox_node.plan.doctor import examine
 from flox_node.plan.doctor.node import Node
-from flox_node.plan.doctor.pods import EVENTS
 from flox_node.plan.planner import HANDLER, SHIM, Settings
 from flox_node.plan.status import status
 from flox_node.platforms import facts
@@ -61,7 +60,7 @@ def _members(node: Node, settings: Settings) -> dict[str, Callable[[], Any]]:
         "configuration/running.json": lambda: node.status.config,
         "pods/sandboxes.json": lambda: _sandboxes(node),
         "pods/containers.json": lambda: list(map(dataclasses.asdict, daemon.cri(host, node.socket).containers())),
-        "pods/runtime.jsonl": lambda: _tail(host, EVENTS),
+        "pods/runtime.jsonl": lambda: _text(event_log.tail(host.files, _TAIL) or b""),
         "mounts.txt": lambda: _text(host.files.read("/proc/1/mountinfo")),
         "disks.json": lambda: [dataclasses.asdict(space(host, folder)) for folder in _disks(host)],
         **{
@@ -125,6 +124,10 @@ def _disks(host: Host) -> list[str]:
     return [folder for folder in ("/", "/nix", "/opt", "/var/lib", "/run") if host.files.is_dir(folder)]
 
 
+def _tail(host: Host, path: str) -> str:
+    return _text(host.files.read_end(path, _TAIL) or b"")
+
+
 def _unit_log(host: Host, unit: str) -> Callable[[], str]:
     command = ["journalctl", "--no-pager", "--quiet", "--output=short-iso", f"--lines={_LINES}", f"--unit={unit}"]
     return lambda: _text(host.processes.run(command, timeout=30).stdout)
@@ -132,10 +135,6 @@ def _unit_log(host: Host, unit: str) -> Callable[[], str]:
 
 def _whole_lines(host: Host, path: str) -> Iterator[bytes]:
     yield from (line for line in (host.files.read_optional(path) or b"").split(b"\n")[:-1] if line)
-
-
-def _tail(host: Host, path: str) -> str:
-    return _text(host.files.read(path)[-_TAIL:])
 
 
 def _without_backups(value: Any) -> Any:

@@ -65,16 +65,7 @@ func Log(event Event) {
 	event.Message = OneLine(event.Message)
 	path := node.EventFile()
 	_ = os.MkdirAll(filepath.Dir(path), 0o755)
-	rotate(path)
-	appendLine(path, marshal(event), 0o640)
-}
-
-// rotate keeps one older file, so that the log takes at most twice its limit.
-func rotate(path string) {
-	var info syscall.Stat_t
-	if syscall.Lstat(path, &info) == nil && info.Size > maxEventFile {
-		_ = os.Rename(path, path+".1")
-	}
+	_ = appendEvent(path, marshal(event), maxEventFile)
 }
 
 // OneLine makes a text of foreign origin fit for an event of a pod: one line, valid UTF-8, at most 1 KiB.

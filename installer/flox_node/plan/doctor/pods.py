@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flox_node.containerd.live import daemon
 from flox_node.containerd.live.cri import Container, Sandbox
 from flox_node.environments.annotations import annotation_faults
+from flox_node.host import event_log
 from flox_node.plan import records
 from flox_node.plan.doctor.check import Check, State, Verdict, skipped, told
 from flox_node.plan.doctor.node import Node
 
-EVENTS = "/var/log/flox-node/runtime.jsonl"
-_RECENT = timedelta(hours=24)
-_TAIL = 256 << 10  # bytes of the log that are looked at
+_RECENT_S = 86400.0
 _SHOWN = 5
 
 
@@ -69,19 +67,7 @@ def decide_stuck(facts: RestartFacts) -> Verdict:
 
 
 def _failures(node: Node) -> list[dict[str, Any]] | None:
-    data = node.host.files.read_optional(EVENTS)
-    if data is None:
-        return None
-    since = (datetime.now(UTC) - _RECENT).isoformat()
-    events = []
-    for line in data[-_TAIL:].splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # the first line of the tail may be half a one
-        if isinstance(event, dict) and event.get("level") == "error" and str(event.get("time", "")) >= since:
-            events.append(event)
-    return events
+    return event_log.errors_since(node.host.files, time.time() - _RECENT_S)
 
 
 def decide_failures(events: list[dict[str, Any]] | None) -> Verdict:
