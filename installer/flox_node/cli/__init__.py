@@ -12,6 +12,7 @@ from flox_node import __version__
 from flox_node.cli import doctor, maintenance, manifests, node, output
 from flox_node.cli.cluster import app as cluster
 from flox_node.cli.containerd import app as containerd
+from flox_node.cli.eks import app as eks
 from flox_node.cli.kind import app as kind
 from flox_node.cli.payload import app as payload
 from flox_node.cli.policy import app as policy
@@ -28,6 +29,7 @@ app.add_typer(payload, name="payload")
 app.add_typer(containerd, name="containerd")
 app.add_typer(policy, name="policy")
 app.add_typer(kind, name="kind")
+app.add_typer(eks, name="eks")
 
 
 def _print_version(wanted: bool) -> None:

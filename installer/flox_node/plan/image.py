@@ -33,6 +33,7 @@ from flox_node.state.ledger import Ledger
 PLATFORMS = ("eks-al2023",)
 """Where containerd's configuration is made of fragments at boot, so that an image needs no more than one."""
 FREE_BYTES = 1 << 30  # as EKS' own builds leave at least
+_INSTANCE_STORE = "/mnt/k8s-disks"
 _CONTAINERD = "/usr/bin/containerd"
 _SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key")
@@ -56,6 +57,11 @@ def bake(host: Host, payload: Payload, settings: Settings, report: Report) -> li
     """
     host = dataclasses.replace(host, systemd=StoppedSystemd())
     platform = _platform(host, settings)
+    if settings.nix_dir and settings.nix_dir.startswith(_INSTANCE_STORE):
+        raise RefusedError(
+            f"{settings.nix_dir} is on a node's own disks, which nodeadm makes ready long after the boot has begun.",
+            remedy="Keep the store on the root volume, and give that the room; an image has no other disk.",
+        )
     with exclusive(host.files):
         ledger = Ledger.load(host.files)
         image = _containerd(host, platform)

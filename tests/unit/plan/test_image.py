@@ -117,3 +117,8 @@ def test_images_of_other_platforms_and_of_old_nodeadms_are_refused(built: FakeNo
     (built.root / "etc/eks/nodeadm.d").rmdir()
     with pytest.raises(RefusedError, match="reads no fragments"):
         image.bake(built.host, payload, EKS, ignore)
+
+
+def test_a_store_on_the_nodes_own_disks_is_refused_in_an_image(built: FakeNode, payload: Payload) -> None:
+    with pytest.raises(RefusedError, match="makes ready"):
+        image.bake(built.host, payload, Settings(platform="eks-al2023", nix_dir="/mnt/k8s-disks/0/nix"), ignore)

@@ -129,6 +129,11 @@ class NodeConfig:
             return
 
 
+def fragment(handler: Handler, version: ContainerdVersion) -> bytes:
+    """The NodeConfig that registers the handler beside nodeadm's own templates, where no other source says anything."""
+    return _fragment(_TEMPLATES_RUNTIME, handler, _plugin([], version))
+
+
 def _fragment(parent: Mapping[str, Any], handler: Handler, plugin: str) -> bytes:
     """The NodeConfig that registers the handler under this plugin id, with what it inherits from `parent`."""
     path: Path = ("plugins", plugin, "containerd", "runtimes", handler.name)

@@ -1,0 +1,1 @@
+../../../ami/bootstrap.sh
