@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import email
+import email.message
 import json
 import os
 import shutil
@@ -85,9 +85,12 @@ def _script(what: str, text: str) -> str:
     if what == "terraform":
         lines = text.partition("<<-EOT\n")[2].partition("\n    EOT")[0].splitlines()
         return "\n".join(line[6:] for line in lines).replace("$${", "${").replace("%%{", "%{") + "\n"
-    (part,) = email.message_from_string(text).get_payload()  # type: ignore[misc]
-    assert part.get_content_type() == "text/x-shellscript"  # type: ignore[union-attr]
-    return str(part.get_payload())  # type: ignore[union-attr]
+    message = email.message_from_string(text)
+    assert len(list(message.walk())) == 2
+    part = message.get_payload(0)
+    assert isinstance(part, email.message.Message)
+    assert part.get_content_type() == "text/x-shellscript"
+    return str(part.get_payload())
 
 
 @pytest.mark.parametrize("how", [IMAGE, STOCK])
