@@ -105,6 +105,14 @@ class Action(ABC, Generic[G]):
     def revert(self, host: Host, before: Before, progress: Progress, *, purge: bool) -> Kept | None:
         """Take it back, and say what of it stays; `purge` takes back what a plain uninstall keeps."""
 
+    def preview_revert(self, host: Host, before: Before, *, purge: bool) -> tuple[str, Kept | None]:
+        """A unified diff of what a revert would write, and what it would leave. Never writes.
+
+        Raises:
+            FloxNodeError: why a revert would not be tried.
+        """
+        return "", None
+
     def owns(self, host: Host, before: Before) -> Iterable[Owned]:
         """The paths that this action answers for: drift, the agent's watch, SELinux types and the undo ask for them."""
         return ()

@@ -66,6 +66,11 @@ class CreateDirectory(Action[Gap]):
             host.files.remove(self.path)
         return None
 
+    def preview_revert(self, host: Host, before: Before, *, purge: bool) -> tuple[str, Kept | None]:
+        return "", None if purge or not (self.keep and before.get("created")) else Kept(
+            f"only --purge removes {self.path}", waits=False
+        )
+
     def owns(self, host: Host, before: Before) -> Iterable[Owned]:
         """A folder of ours; one that was only missing (/opt) is nobody's, and goes when it is empty."""
         if self._is_ours_by_name or (self.keep and was_made(host, self.path)):

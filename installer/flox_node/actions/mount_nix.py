@@ -58,6 +58,11 @@ class MountNix(Action[Gap]):
     source: str
     containerd_unit: str
 
+    def preview_revert(self, host: Host, before: Before, *, purge: bool) -> tuple[str, Kept | None]:
+        return "", None if purge or not host.files.lexists(_FILE) else Kept(
+            f"only --purge removes {_FILE}", waits=False
+        )
+
     def owns(self, host: Host, before: Before) -> Iterable[Owned]:
         return (Owned(_FILE), Owned(_LINK))
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
+from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.install_units import put_script
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler
@@ -154,9 +154,8 @@ class RegisterHandler(Action[HandlerGap]):
             RolledBackError: containerd does not come back without the handler; it is registered again.
             OutsideError: containerd does not come back, or its version cannot be found out.
         """
-        try:
-            running = daemon.look(host, self.socket, patience_s=self.deadline_s)
-        except FloxNodeError:
+        running = self._answering(host)
+        if running is None:
             self._revert_unanswered(host, before, progress)
             return
         edits = self._withdrawn_exactly(host, running.version, before)
@@ -170,6 +169,14 @@ class RegisterHandler(Action[HandlerGap]):
         else:
             write_all(host, edits)
         _remove_empty(host, before.get("folders", ()))
+
+    def preview_revert(self, host: Host, before: Before, *, purge: bool) -> tuple[str, Kept | None]:
+        running = self._answering(host)
+        version = running.version if running is not None else self.identify(host)[1]
+        if running is not None and self._is_live(running.status):
+            self._require_nothing_pending(host, running)
+            restart.require_safe(host, running.daemon)
+        return "".join(map(_diff, self._withdrawn_exactly(host, version, before))), None
 
     def _revert_unanswered(self, host: Host, before: Before, progress: Progress) -> None:
         """Nothing is armed: what there is to go back to does not work."""
@@ -188,6 +195,19 @@ class RegisterHandler(Action[HandlerGap]):
         if self._is_live(status):
             raise OutsideError(f"containerd still serves the handler {self.handler} after its removal.")
         progress("containerd answers again")
+
+    def _answering(self, host: Host) -> Running | None:
+        """The containerd, if it answers; one that may still be starting is waited for, one that cannot start is not."""
+        try:
+            return daemon.look(host, self.socket)
+        except FloxNodeError:
+            _, version = self.identify(host)
+            if load(self.registration.config, host.files, version).state != "ok":
+                return None
+        try:
+            return daemon.look(host, self.socket, patience_s=self.deadline_s)
+        except FloxNodeError:
+            return None
 
     def identify(self, host: Host) -> tuple[str, ContainerdVersion]:
         """The unit of the containerd behind the socket, and its version, from its program: it need not answer.

@@ -64,6 +64,9 @@ class WritePolicy(Action[Gap]):
             host.files.remove(POLICY)
         return None
 
+    def preview_revert(self, host: Host, before: Before, *, purge: bool) -> tuple[str, Kept | None]:
+        return "", None if purge or not before.get("created") else Kept(f"only --purge removes {POLICY}", waits=False)
+
     def owns(self, host: Host, before: Before) -> Iterable[Owned]:
         yield Owned(POLICY)
 

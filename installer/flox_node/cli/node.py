@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flox_node.cli.fetching import BasicFile, BearerFile, Ca, PayloadSource, Sha256, opened
-from flox_node.cli.output import Result, command, say
+from flox_node.cli.fetching import SOURCES, BasicFile, BearerFile, Ca, PayloadSource, Sha256, opened
+from flox_node.cli.output import Result, command, read_text, say, write_text
 from flox_node.cli.settings import option, with_settings
 from flox_node.settings import Settings
 
@@ -47,13 +48,20 @@ def plan(
     bearer_file: BearerFile = None,
     basic_file: BasicFile = None,
     ca: Ca = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Save the plan for `flox-node install FILE`.")
+    ] = None,
 ) -> Result:
-    """Show what an install would do, with a diff of containerd's configuration. Writes nothing."""
+    """Show what an install would do, with a diff of containerd's configuration. Writes nothing on the node."""
     from flox_node import plan as runs
     from flox_node.host import Host
 
+    host = Host.at(host_root)
     with opened(payload, sha256, bearer_file, basic_file, ca) as given:
-        found = runs.preview(Host.at(host_root), given, settings)
+        found = runs.preview(host, given, settings)
+        if out is not None:
+            agreed = runs.agreement(host, given, settings, found, _absolute(payload))
+            write_text(out, json.dumps(agreed.to_json(), indent=1) + "\n")
     recognised, steps = found.plan.detection, list(found.steps)
     why = ", ".join(map(str, recognised.signs)) or ("named" if settings.platform else "nothing says otherwise")
     lines = [f"This node: {recognised.platform.title} ({why}).", *map(_planned, steps)]
@@ -63,8 +71,14 @@ def plan(
 
 
 def install(
-    payload: PayloadSource,
     settings: Settings,
+    plan_file: Annotated[
+        Path | None, typer.Argument(metavar="[PLAN]", help="A plan that `flox-node plan -o` saved: do this or nothing.")
+    ] = None,
+    payload: Annotated[
+        str | None,
+        typer.Option("--payload", envvar="FLOX_NODE_PAYLOAD", help=SOURCES, show_default="where the plan found it"),
+    ] = None,
     host_root: HostRoot = DEFAULT_ROOT,
     repair: Annotated[
         bool,
@@ -85,13 +99,25 @@ def install(
     the next.
     """
     from flox_node import plan as runs
+    from flox_node.errors import UsageError
     from flox_node.host import Host
-    from flox_node.plan import image
+    from flox_node.plan import image, saved
 
+    host, agreed = Host.at(host_root), None
     chosen = dataclasses.replace(settings, repair=repair)
-    with opened(payload, sha256, bearer_file, basic_file, ca) as given:
-        work = image.bake if image_build else runs.install
-        steps = work(Host.at(host_root), given, chosen, _report)
+    if plan_file is not None:
+        agreed = saved.parse(read_text(plan_file).encode())
+        if image_build or dataclasses.replace(chosen, digest="") not in (Settings(), agreed.settings):
+            raise UsageError("A plan holds its settings.", remedy="Make a new plan with the settings that you want.")
+        chosen = agreed.settings
+    source = payload or (agreed.payload if agreed else "")
+    if not source:
+        raise UsageError("There is no payload to install.", remedy="Name it with --payload.")
+    with opened(source, sha256, bearer_file, basic_file, ca) as given:
+        if image_build:
+            steps = image.bake(host, given, chosen, _report)
+        else:
+            steps = runs.install(host, given, chosen, _report, agreed)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     done = "Nodes of this image have the handler flox." if image_build else "The handler flox is live."
     text = done if changed else f"Nothing to do. {done}"
@@ -128,11 +154,18 @@ def uninstall(
         bool, typer.Option("--purge", help="Remove the store and the policy too, if an install made them.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Go on although Flox pods run on the node.")] = False,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Show what would be taken back, and change nothing.")
+    ] = False,
 ) -> Result:
     """Take back what installs did: containerd's configuration to the byte, then the rest. Others' later edits stay."""
     from flox_node import plan as runs
     from flox_node.host import Host
 
+    if only_plan:
+        steps = runs.preview_uninstall(Host.at(host_root), Settings(socket), purge=purge, force=force)
+        text = "\n".join(map(_undone, steps)) or "Nothing to do: flox-node is not installed here."
+        return Result({"steps": _steps(steps)}, text)
     steps = runs.uninstall(Host.at(host_root), Settings(socket), _report, purge=purge, force=force)
     return Result({"changed": bool(steps), "steps": _steps(steps)}, _told_of_uninstall(steps))
 
@@ -173,6 +206,18 @@ def _planned(step: StepResult) -> str:
     mark = "=" if step.outcome == "already" else "+"
     diff = "".join(f"\n    {line}" for line in step.diff.splitlines())
     return f"{mark} {step.description}" + (f"  ({step.reason})" if step.reason else "") + diff
+
+
+def _undone(step: StepResult) -> str:
+    mark = "=" if step.outcome == "kept" else "-"
+    diff = "".join(f"\n    {line}" for line in step.diff.splitlines())
+    return f"{mark} undo: {step.description}" + (f"  ({step.reason})" if step.reason else "") + diff
+
+
+def _absolute(source: str) -> str:
+    """A payload's source as it is found from any folder."""
+    path = Path(source.removeprefix("@"))
+    return source if "://" in source else "@" * source.startswith("@") + str(path.absolute())
 
 
 def _steps(steps: list[StepResult]) -> list[dict[str, Any]]:

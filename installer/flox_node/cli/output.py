@@ -208,6 +208,18 @@ def _drawn(renderable: Any) -> str:
     return drawn.get()
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write a file that the user named.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error}.") from error
+
+
 def read_text(file: Path) -> str:
     """The text of a file that the user named.
 

@@ -26,8 +26,11 @@ class OursToBlameError(OutsideError):
     )
 
 
-def blame(host: Host, ledger: Ledger) -> OursToBlameError | None:
-    """Why this node's CRI is down, where that is our registration's doing; None where it answers or we are not it."""
+def blame(host: Host, ledger: Ledger, *, certainly: bool = False) -> OursToBlameError | None:
+    """Why this node's CRI is down, where that is our registration's doing; None where it answers or we are not it.
+
+    `certainly`: only what the model shows; else also that it is another release than the one we registered with.
+    """
     found = registered(ledger)
     if found is None:
         return None
@@ -47,7 +50,7 @@ def blame(host: Host, ledger: Ledger) -> OursToBlameError | None:
         return None
     made_for = ContainerdVersion.parse(action.version) if action.version else version
     is_another = (made_for.major, made_for.minor) != (version.major, version.minor)
-    if without_us.state != "ok" or (with_us.state == "ok" and not is_another):
+    if without_us.state != "ok" or (with_us.state == "ok" and (certainly or not is_another)):
         return None
     reason = next((finding.text for finding in with_us.findings if finding.severity == "error"), "")
     return OursToBlameError(

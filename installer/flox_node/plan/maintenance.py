@@ -78,6 +78,8 @@ def _settled_containerd(
 ) -> tuple[Running, tuple[RegisterHandler, ...]]:
     """The containerd that answers, and the registration where it has to be made anew for it: it is another release."""
     found = heal.registered(ledger)
+    if heal.blame(host, ledger, certainly=True):  # it need not be waited for
+        heal.heal(host, ledger, report)
     try:
         running = daemon.look(host, socket, patience_s=30.0)
     except FloxNodeError:

@@ -9,16 +9,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flox_node import __version__
-from flox_node.actions import Action
+from flox_node.actions import Action, action_from_json
 from flox_node.actions.in_use import bundles_with_shim
 from flox_node.containerd.live import commit, daemon
 from flox_node.errors import FloxNodeError, InUseError, OutsideError
 from flox_node.host import Host
 from flox_node.host.lock import GC_LOCK, exclusive
 from flox_node.payload import Payload
-from flox_node.plan import heal, labels
+from flox_node.plan import heal, labels, saved
 from flox_node.plan.planner import HANDLER, Plan, Settings, plan_install
-from flox_node.plan.steps import Outcome, Report, StepResult, carry_out_all, inspected, take_back
+from flox_node.plan.saved import SavedPlan
+from flox_node.plan.steps import Outcome, Report, StepResult, carry_out_all, inspected, named, take_back
 from flox_node.state.ledger import STATE_DIR, Ledger, Receipt, Record
 
 
@@ -49,13 +50,31 @@ def _previewed(host: Host, action: Action[Any]) -> StepResult:
     gap = inspected(host, action)
     if gap is None:
         return StepResult(action.key, action.describe(), Outcome.ALREADY)
-    return StepResult(action.key, action.describe(), Outcome.NEEDED, gap.reason, action.preview(gap))
+    return StepResult(action.key, action.describe(), Outcome.NEEDED, gap.reason, action.preview(gap), paths=gap.paths)
 
 
-def install(host: Host, payload: Payload, settings: Settings, report: Report) -> list[StepResult]:
+def agreement(host: Host, payload: Payload, settings: Settings, found: Preview, source: str) -> SavedPlan:
+    """A preview as a file can hold it, to be installed later as it is. `source` is where the payload is."""
+    return saved.saved(
+        host,
+        payload_id=payload.manifest.id,
+        payload=source,
+        settings=settings,
+        platform=found.plan.detection.platform.name,
+        containerd=f"{found.plan.running.status.version} with {found.plan.running.daemon.config_path}",
+        steps=found.steps,
+    )
+
+
+def install(
+    host: Host, payload: Payload, settings: Settings, report: Report, agreed: SavedPlan | None = None
+) -> list[StepResult]:
     """Bring the node to the desired state; a node that is there already is not written to.
 
+    `agreed`: a plan that was saved; only what it says is done.
+
     Raises:
+        RefusedError: the node is no longer what the plan saw.
         FloxNodeError: any of its kinds; what was journalled lets the next install go on and the next uninstall undo it.
     """
     with exclusive(host.files):
@@ -65,10 +84,13 @@ def install(host: Host, payload: Payload, settings: Settings, report: Report) ->
         try:
             plan = plan_install(host, payload, settings)
         except FloxNodeError:
-            if not heal.heal(host, ledger, results.append):
+            if agreed is not None or not heal.heal(host, ledger, results.append):
                 raise
             report(results[-1])
             plan = plan_install(host, payload, settings)
+        if agreed is not None:
+            now = Preview(plan, tuple(_previewed(host, action) for action in plan.actions))
+            saved.require_same(agreed, agreement(host, payload, settings, now, agreed.payload))
         results += carry_out_all(host, ledger, plan.actions, report)
         if ledger.interrupted or any(result.outcome is Outcome.DONE for result in results):
             ledger.conclude(receipt(payload, ledger, machine_id=machine_id(host)))
@@ -104,6 +126,26 @@ def uninstall(
         if not ledger.kept:
             _leave_no_state(host, ledger)
         return results
+
+
+def preview_uninstall(host: Host, settings: Settings, *, purge: bool = False, force: bool = False) -> list[StepResult]:
+    """What an uninstall would take back, last things first. Writes nothing, takes no lock.
+
+    Raises:
+        InUseError, RefusedError: an uninstall would refuse.
+    """
+    ledger = Ledger.load(host.files)
+    if ledger.records and not force:
+        _refuse_while_in_use(host, settings.socket or _recorded_socket(ledger))
+    return [_previewed_undo(host, record, purge=purge) for record in _reversed(ledger)]
+
+
+def _previewed_undo(host: Host, record: Record, *, purge: bool) -> StepResult:
+    action = action_from_json(record.action)
+    with named(action):
+        diff, kept = action.preview_revert(host, record.before, purge=purge)
+    outcome, reason = (Outcome.NEEDED, "") if kept is None else (Outcome.KEPT, kept.reason)
+    return StepResult(record.key, action.describe(), outcome, reason, diff)
 
 
 def _relabel(host: Host, ledger: Ledger, report: Report) -> StepResult:

@@ -29,7 +29,8 @@ class Outcome(StrEnum):
 class StepResult:
     """One action's result.
 
-    `reason` says why it was needed, `diff` what it would write (in a preview), `steps` what it told on its way.
+    `reason` says why it was needed, `steps` what it told on its way; in a preview `diff` is what it would write, and
+    `paths` are what is not as wanted.
     """
 
     key: str
@@ -39,6 +40,7 @@ class StepResult:
     diff: str = ""
     seconds: float = 0.0
     steps: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 Report = Callable[[StepResult], None]
