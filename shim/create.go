@@ -88,13 +88,16 @@ func createSandbox(
 		return err
 	}
 	event.Environment, event.Generation = wishes.Reference.Environment, wishes.Reference.Generation
-	resolution, detail, err := realise.Run(records.NewRequest(wishes, of), policy.Deadline())
+	resolution, detail, err := realise.Run(records.NewRequest(wishes, of), policy)
 	event.Millis = time.Since(began).Milliseconds()
 	if err != nil {
 		event.Message = detail
 		return err
 	}
 	event.Generation, event.StorePath = resolution.Generation, resolution.StorePath
+	if detail != "" {
+		event.Level, event.Message = "warning", detail
+	}
 	// The root before the look: what is there after it was made stays.
 	err = node.Symlink(resolution.StorePath, node.PodRoot(id))
 	if err == nil {

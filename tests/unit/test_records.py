@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from referencing import Registry, Resource
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "installer/flox_node/state/schemas"
-KINDS = ("container-record", "pod-record", "realise-answer", "realise-request")
+KINDS = ("container-record", "grant", "pod-record", "realise-answer", "realise-request")
 EXAMPLES = [path for kind in KINDS for path in sorted((ROOT / "tests/unit/records").glob(f"{kind}.*.json"))]
 
 
@@ -58,3 +59,10 @@ def test_no_required_field_may_be_missing_from_a_valid_record(kind: str) -> None
     example = load(next(path for path in EXAMPLES if path.name.startswith(f"{kind}.valid.")))
     for field in schema(kind)["required"]:
         assert not validator(kind).is_valid({name: value for name, value in example.items() if name != field}), field
+
+
+def test_the_shim_looks_for_tokens_where_every_platforms_kubelet_keeps_them() -> None:
+    from flox_node.platforms import facts
+
+    told = (ROOT / "shim/internal/node/paths.go").read_text().partition("kubeletRoots = []string{")[2].partition("}")[0]
+    assert set(re.findall(r'"([^"]+)"', told)) == set(facts(lambda platform: [platform.kubelet_root]))

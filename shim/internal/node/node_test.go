@@ -73,6 +73,20 @@ func TestANamespacesRulesAreThoseOfTheMostExactPattern(t *testing.T) {
 	}
 }
 
+func TestGitFollowsFromTheHub(t *testing.T) {
+	for content, wanted := range map[string]string{
+		"": "https://api.flox.dev/git",
+		`{"floxhub":{"url":"https://hub.x.flox.dev"}}`:                                   "https://api.x.flox.dev/git",
+		`{"floxhub":{"url":"http://hub.example.com:8080/"}}`:                             "http://hub.example.com:8080/git",
+		`{"floxhub":{"git_url":"https://git.example.com/git/"}}`:                         "https://git.example.com/git",
+		`{"floxhub":{"url":"https://a.com","git_url":"https://b.com/g","api_url":null}}`: "https://b.com/g",
+	} {
+		if policy, err := policyOf(t, content); err != nil || policy.GitURL() != wanted {
+			t.Errorf("%s: %s, %v", content, policy.GitURL(), err)
+		}
+	}
+}
+
 func TestFreshnessMayBeNone(t *testing.T) {
 	for content, wanted := range map[string]time.Duration{
 		"": 10 * time.Second, `{"realise":{"freshness_s":0}}`: 0, `{"realise":{"freshness_s":1e9}}`: time.Hour,

@@ -15,6 +15,8 @@ const (
 	versionFile   = "/run/flox-node/inner-runtime-version"
 	formerFile    = "/run/flox-node/former-inner-runtimes"
 	rootDir       = "/nix/var/nix/gcroots/flox-node"
+	grantDir      = "/var/lib/flox-node/envs/grants"
+	grantKey      = "/var/lib/flox-node/envs/grant.key"
 	eventFile     = "/var/log/flox-node/runtime.jsonl"
 	defaultPath   = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	maxPolicySize = 1 << 20
@@ -32,6 +34,31 @@ func Path(path string) string { return prefix + path }
 
 // RealiseTool is the program of the Python side that turns an environment's name into a store path.
 func RealiseTool() string { return Path(realiseTool) }
+
+// GrantKey is the file with the node's key of the grants' names.
+func GrantKey() string { return Path(grantKey) }
+
+// GrantFile is what the hub granted to a token.
+func GrantFile(name string) string { return Path(filepath.Join(grantDir, name+".json")) }
+
+// EnvironmentRoot is the symlink that keeps a cached environment, by its store path's hash.
+func EnvironmentRoot(hash string) string { return Path(filepath.Join(rootDir, "env-"+hash)) }
+
+// The kubelet's root folders of all platforms (installer/flox_node/platforms).
+var kubeletRoots = []string{"/var/lib/kubelet", "/var/lib/k0s/kubelet", "/var/snap/microk8s/common/var/lib/kubelet"}
+
+// PodVolumes gives the folders in which a pod's volumes may lie.
+func PodVolumes(uid string, policy Policy) []string {
+	roots := kubeletRoots
+	if policy.KubeletRoot != "" {
+		roots = []string{policy.KubeletRoot}
+	}
+	folders := make([]string, 0, len(roots))
+	for _, root := range roots {
+		folders = append(folders, Path(filepath.Join(root, "pods", uid, "volumes")))
+	}
+	return folders
+}
 
 // PodRecord is the file that holds what a sandbox was resolved to.
 func PodRecord(sandboxID string) string { return Path(filepath.Join(podDir, sandboxID+".json")) }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -188,6 +189,23 @@ func Matches(pattern, name string) bool {
 
 func matchesAny(patterns []string, name string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool { return Matches(pattern, name) })
+}
+
+// GitURL is where the hub's repositories are. It follows from the hub: flox.dev's own hubs answer at api.<the rest>/git,
+// any other one at <hub>/git.
+func (p Policy) GitURL() string {
+	if p.FloxHub.GitURL != "" {
+		return strings.TrimRight(p.FloxHub.GitURL, "/")
+	}
+	hub := strings.TrimRight(p.FloxHub.URL, "/")
+	if hub == "" {
+		hub = "https://hub.flox.dev"
+	}
+	scheme, host, _ := strings.Cut(hub, "://")
+	if rest, found := strings.CutPrefix(host, "hub."); found && (rest == "flox.dev" || strings.HasSuffix(rest, ".flox.dev")) {
+		return scheme + "://api." + rest + "/git"
+	}
+	return hub + "/git"
 }
 
 // Deadline is how long a sandbox waits for its environment.

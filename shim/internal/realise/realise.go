@@ -32,11 +32,16 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return fmt.Sprintf("%s (code %s)", r.Message, r.Code) }
 
-// Run asks for an environment and waits for the answer, at most until the deadline. Then the whole process group of the
-// Python side ends; what it left running elsewhere (a fetch in a unit of its own) goes on, and a retry joins it.
+// Run gives the environment that a pod asks for. What the hub granted to the pod's token a moment ago needs no question;
+// else the Python side is asked, for as long as the policy lets a sandbox wait. Then its whole process group ends; what
+// it left running elsewhere (a fetch in a unit of its own) goes on, and a retry joins it.
 //
 // The error's text is for the pod's event. The detail, when there is one, is for the node's log only.
-func Run(request records.Request, deadline time.Duration) (resolution records.Resolution, detail string, err error) {
+func Run(request records.Request, policy node.Policy) (resolution records.Resolution, detail string, err error) {
+	if resolution, found := fresh(request, policy); found {
+		return resolution, "", nil
+	}
+	deadline := policy.Deadline()
 	input, err := json.Marshal(request)
 	if err != nil {
 		return resolution, "", err
@@ -79,7 +84,7 @@ func Run(request records.Request, deadline time.Duration) (resolution records.Re
 		return resolution, stderr.lastLine(), fmt.Errorf("%s cannot be fetched: flox-node-realise ended with %s after "+
 			"a good answer (code bug)", subject, ended(failure))
 	}
-	return *answer.Resolution, "", matches(request, *answer.Resolution)
+	return *answer.Resolution, answer.Warning, matches(request, *answer.Resolution)
 }
 
 // matches refuses an answer to another question.

@@ -94,6 +94,20 @@ func (a Answer) Check() error {
 	return errors.Join(check(answerCodes[a.Code], "code"), check(isLine(a.Message), "message"))
 }
 
+// Grant is what the hub granted to one token: for a short time it is an answer without a request.
+type Grant struct {
+	SchemaVersion int        `json:"schema_version"`
+	GrantedAt     float64    `json:"granted_at"` // seconds since the epoch
+	Resolution    Resolution `json:"resolution"`
+}
+
+// Check says what is wrong with a grant.
+func (g Grant) Check() error {
+	return errors.Join(
+		checkVersion(g.SchemaVersion), check(g.GrantedAt > 0 && g.GrantedAt < 1<<40, "granted_at"), g.Resolution.Check(),
+	)
+}
+
 func isLine(text string) bool {
 	return text != "" && utf8.RuneCountInString(text) <= 1024 && !strings.ContainsAny(text, "\r\n")
 }

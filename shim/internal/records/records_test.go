@@ -27,6 +27,8 @@ func TestAnExampleIsAsValidAsItsNameSays(t *testing.T) {
 				_, err = Decode[Request](data)
 			case "realise-answer":
 				_, err = Decode[Answer](data)
+			case "grant":
+				_, err = Decode[Grant](data)
 			case "pod-record":
 				_, err = Decode[Pod](data)
 			case "container-record":

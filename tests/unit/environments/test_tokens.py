@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import base64
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from flox_node.environments import tokens
-from flox_node.environments.errors import BadRequestError
+from flox_node.environments.errors import BadRequestError, TokenExpiredError
 from flox_node.environments.paths import Paths
 
 UID = "b9a1e0d4-0d3c-4a8e-9d0e-0c1f2a3b4c5d"
@@ -65,4 +68,47 @@ def test_a_link_out_of_the_volume_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("flox_stolen")
     (volume / "floxhub-token").unlink()
     (volume / "floxhub-token").symlink_to(tmp_path / "elsewhere")
+    assert find(tmp_path) is None
+
+
+def jwt(**claims: object) -> bytes:
+    header = {"alg": "RS256", "typ": "JWT"}
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims)]
+    return b".".join([*parts, b"c2lnbmF0dXJl"])
+
+
+def test_a_csi_volumes_token_lies_in_its_mount(tmp_path: Path) -> None:
+    mount = tmp_path / "var/lib/kubelet/pods" / UID / "volumes/kubernetes.io~csi/flox/mount"
+    mount.mkdir(parents=True)
+    (mount / "floxhub-token").write_bytes(b"flox_csi\n")
+    assert find(tmp_path) == "flox_csi"
+
+
+def test_the_policys_kubelet_root_is_the_only_one(tmp_path: Path) -> None:
+    secret(tmp_path, "flox", b"flox_abc", kubelet="data/kubelet")
+    assert find(tmp_path) is None
+    assert tokens.find(UID, Paths(str(tmp_path)), "/data/kubelet") == "flox_abc"
+
+
+def test_a_users_token_is_a_jwt_and_an_expired_one_is_told(tmp_path: Path) -> None:
+    good = jwt(**{"https://flox.dev/handle": "demo", "exp": time.time() + 60})
+    volume = secret(tmp_path, "flox", good)
+    assert find(tmp_path) == good.decode()
+    (volume / "..data/floxhub-token").write_bytes(jwt(exp=1700000000))
+    with pytest.raises(TokenExpiredError, match=r"expired at 2023-11-14 22:13 UTC"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"a.b.c", b"Z2hwX3NlY3JldA==", b"ghp_secret", b"e30.e30.e30", b"flox_"])
+def test_another_secret_under_this_name_is_never_sent(tmp_path: Path, content: bytes) -> None:
+    secret(tmp_path, "flox", content)
+    with pytest.raises(BadRequestError, match="is no token"):
+        find(tmp_path)
+
+
+def test_a_link_out_of_a_volume_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "floxhub-token").write_bytes(b"flox_host")
+    volume = tmp_path / "var/lib/kubelet/pods" / UID / "volumes/kubernetes.io~csi/flox/mount"
+    volume.mkdir(parents=True)
+    (volume / "floxhub-token").symlink_to(tmp_path / "floxhub-token")
     assert find(tmp_path) is None
