@@ -143,3 +143,22 @@ CODES = frozenset(kind.code for kind in KINDS)
 def is_final(error: FloxNodeError) -> bool:
     """Whether trying again is of no use."""
     return bool(getattr(error, "final", False))
+
+
+def of_the_node(error: OSError) -> FloxNodeError:
+    """What it means that the node refused a file."""
+    import errno
+
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"the node's disk has no room, or no inodes, or its quota is used up{where}.")
+    if error.errno == errno.EROFS:
+        return BuildFailedError(
+            f"the node's disk is mounted read-only{where}.", remedy="Look for the reason with `dmesg`, and remount it."
+        )
+    if error.errno == errno.EIO:
+        return BuildFailedError(f"the node's disk fails{where}.", remedy="Look at `dmesg`; replace the node.")
+    return BuildFailedError(
+        f"the node refused a file: {error.strerror or error}{where}.",
+        remedy="`flox-node doctor` on the node says more.",
+    )

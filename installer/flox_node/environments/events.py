@@ -11,7 +11,10 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+from flox_node import lines
 from flox_node.environments.paths import Paths
+
+_LARGEST = 8 << 20  # bytes, as the shim has it
 
 
 def log(event: str, paths: Paths, *, level: str = "info", **fields: Any) -> None:
@@ -19,11 +22,6 @@ def log(event: str, paths: Paths, *, level: str = "info", **fields: Any) -> None
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     entry = {"time": now, "level": level, "event": event}
     entry |= {name: value for name, value in fields.items() if value is not None}
-    line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(paths.log), mode=0o755, exist_ok=True)
-        descriptor = os.open(paths.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
-        try:
-            os.write(descriptor, line)  # one call, so that lines of several processes never mix
-        finally:
-            os.close(descriptor)
+        lines.append(paths.log, json.dumps(entry, ensure_ascii=False).encode(), limit=_LARGEST)

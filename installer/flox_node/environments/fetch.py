@@ -19,7 +19,7 @@ from typing import Any
 from flox_node.environments import events, index, locks, work
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
-from flox_node.environments.errors import KINDS, BuildFailedError, DeadlineError, FetchingError
+from flox_node.environments.errors import KINDS, BuildFailedError, DeadlineError, FetchingError, of_the_node
 from flox_node.environments.index import Question, Resolution
 from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
@@ -137,7 +137,7 @@ def _run(identity: str, question: Question, token: str | None, paths: Paths) -> 
         except FloxNodeError as known:
             error = known
         except OSError as failed:
-            error = OutsideError(f"the node refused a file: {failed.strerror} ({failed.filename}).")
+            error = of_the_node(failed)
         except Exception as bug:
             import traceback
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flox_node.environments import locks, roots, views
+from flox_node.environments import locks, roots, views, work
 from flox_node.environments.closure import hash_part
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import DeadlineError
@@ -162,7 +162,7 @@ def forget_strays(paths: Paths) -> int:
     known = {entry.key for entry in entries(paths)}
     gone = 0
     for name in _roots(_ENVIRONMENT, paths) + _roots(f".{_ENVIRONMENT}", paths):
-        key = name.lstrip(".").removeprefix(_ENVIRONMENT).removesuffix(".tmp")
+        key = name.lstrip(".").removeprefix(_ENVIRONMENT).removesuffix(".flox-node.tmp")
         if key in known and not name.startswith("."):
             continue
         with _locked(key, paths) as locked:
@@ -170,6 +170,10 @@ def forget_strays(paths: Paths) -> int:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{paths.gc_roots}/{name}")
                 gone += 1
+    for name in roots.fetches(paths):
+        with contextlib.suppress(DeadlineError), work.locked(name, paths, Deadline.after(0)):
+            roots.release(name, paths)
+            gone += 1
     views.sweep(paths)
     return gone + roots.forget_dangling(paths)
 

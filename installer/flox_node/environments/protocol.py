@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flox_node.environments.errors import CODES, BadRequestError, is_final
+from flox_node.environments.errors import CODES, BadRequestError, is_final, of_the_node
 from flox_node.environments.index import Resolution
 from flox_node.environments.reference import Reference
 from flox_node.errors import FloxNodeError
@@ -70,6 +70,8 @@ def success(resolution: Resolution, warning: str | None = None) -> dict[str, Any
 
 def failure(error: Exception, subject: str | None) -> dict[str, Any]:
     """The answer that fails the sandbox: one line of at most 1 KiB for the event. `subject` is the environment."""
+    if isinstance(error, OSError):
+        error = of_the_node(error)
     if not isinstance(error, FloxNodeError):
         error = FloxNodeError(f"flox-node failed with a {type(error).__name__}.")
     text = _BLANKS.sub(" ", f"{error.cause} {error.remedy}").strip()

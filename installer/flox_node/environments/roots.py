@@ -69,6 +69,19 @@ def forget_dangling(paths: Paths) -> int:
     return gone
 
 
+def fetches(paths: Paths) -> list[str]:
+    """The names of the realisations that hold store paths, or held some when they were killed."""
+    try:
+        return [name.removeprefix(_FETCH) for name in os.listdir(paths.gc_roots) if name.startswith(_FETCH)]
+    except FileNotFoundError:
+        return []
+
+
+def release(name: str, paths: Paths) -> None:
+    """Drop what a realisation held."""
+    shutil.rmtree(f"{paths.gc_roots}/{_FETCH}{name}", ignore_errors=True)
+
+
 @contextlib.contextmanager
 def hold(name: str, store_paths: Iterable[str], paths: Paths) -> Iterator[None]:
     """Root these store paths, there or not yet, for the body: a garbage collection beside it takes none of them.
@@ -76,7 +89,7 @@ def hold(name: str, store_paths: Iterable[str], paths: Paths) -> Iterator[None]:
     `name` is the realisation's; what a killed one left under it is replaced.
     """
     folder = f"{paths.gc_roots}/{_FETCH}{name}"
-    shutil.rmtree(folder, ignore_errors=True)
+    release(name, paths)
     os.makedirs(folder, mode=0o755)
     try:
         for path in store_paths:
@@ -84,4 +97,4 @@ def hold(name: str, store_paths: Iterable[str], paths: Paths) -> Iterator[None]:
                 os.symlink(path, f"{folder}/{path.rpartition('/')[2]}")
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        release(name, paths)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-from flox_node.environments import locks
+from flox_node.environments import locks, roots
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import DeadlineError
 from flox_node.environments.paths import Paths
@@ -40,6 +40,7 @@ def private_folder(name: str, paths: Paths) -> Iterator[str]:
         yield folder
     finally:
         _wipe(folder)
+        roots.forget_dangling(paths)
 
 
 def sweep(paths: Paths) -> bool:

@@ -13,8 +13,8 @@ from flox_node.actions.mount_nix import NIX
 from flox_node.actions.paths import CURRENT
 from flox_node.containerd.live import commit, daemon
 from flox_node.containerd.live.daemon import Running
+from flox_node.environments import events, work
 from flox_node.environments import gc as cached
-from flox_node.environments import work
 from flox_node.environments.paths import Paths
 from flox_node.errors import BusyError, FloxNodeError
 from flox_node.host import Host
@@ -106,6 +106,7 @@ def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
             ledger = Ledger.load(host.files)
         if ledger.receipt is None or ledger.interrupted:
             return Swept()
+        began = time.monotonic()
         since = time.time() - days * _DAY_S
         paths = _paths(host)
         payloads: tuple[str, ...] = ()
@@ -115,12 +116,22 @@ def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
         with contextlib.suppress(BusyError):  # an install began meanwhile; the payloads go another day
             payloads = _forget_payloads(host, report, since)
         freed = Freed()
-        if room.is_ours(host) and work.sweep(paths):
+        work.sweep(paths)
+        if room.is_ours(host):
             if sandboxes or environments or payloads or strays or room.lacking(host):
                 freed = room.collect_garbage(host)
             more, freed_more = _make_room(host, paths)
             environments, freed = list(dict.fromkeys([*environments, *more])), freed + freed_more
-        return Swept(sandboxes, tuple(environments), payloads, str(freed), _short(host))
+        swept = Swept(sandboxes, tuple(environments), payloads, str(freed), _short(host))
+        events.log(
+            "gc",
+            paths,
+            level="warning" if swept.short else "info",
+            environments=list(swept.environments),
+            message=", ".join(filter(None, (swept.nix, swept.short))),
+            ms=round((time.monotonic() - began) * 1000),
+        )
+        return swept
 
 
 def _make_room(host: Host, paths: Paths) -> tuple[list[str], Freed]:

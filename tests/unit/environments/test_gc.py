@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flox_node.environments import gc, index, locks, roots
+from flox_node.environments import gc, index, locks, roots, work
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.gc import Weight
 from flox_node.environments.index import Question, Resolution
@@ -138,7 +138,7 @@ def test_roots_that_nobody_knows_of_go_and_those_being_made_stay(paths: Paths) -
     add("a", paths)
     for key in ("b", "c"):  # killed before their entries were there
         roots.add(key * 32, store_path(key), paths)
-    os.symlink(store_path("a"), f"{paths.gc_roots}/.env-{'a' * 32}.tmp")
+    os.symlink(store_path("a"), f"{paths.gc_roots}/.env-{'a' * 32}.flox-node.tmp")
     with locks.hold(paths.locks, roots.name_of("c" * 32), Deadline.after(1)), pytest.MonkeyPatch.context() as patched:
         patched.setattr(gc, "_LOCK_WAIT_S", 0.01)
         assert gc.forget_strays(paths) == 2
@@ -165,3 +165,12 @@ def test_a_pods_root_goes_when_containerd_no_longer_knows_its_sandbox(paths: Pat
         os.utime(f"{paths.gc_roots}/pod-{key}", (NOW - days_ago * DAY,) * 2, follow_symlinks=False)
     assert gc.forget_pods(paths, sandboxes={"a"}, older_than=NOW - 600) == ["b"]
     assert left(paths) == ["pod-a", "pod-c"]
+
+
+def test_what_a_killed_fetch_held_goes_and_what_a_running_one_holds_stays(paths: Paths) -> None:
+    for name in ("killed", "running"):
+        os.makedirs(f"{paths.gc_roots}/fetch-{name}")
+        os.symlink(store_path("a"), f"{paths.gc_roots}/fetch-{name}/a")
+    with work.locked("running", paths, Deadline.after(1)):
+        assert gc.forget_strays(paths) == 1
+    assert left(paths) == ["fetch-running"]
