@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -16,7 +17,6 @@ import (
 	"flox.dev/flox-node/shim/internal/realise"
 	"flox.dev/flox-node/shim/internal/records"
 	"flox.dev/flox-node/shim/internal/report"
-	"flox.dev/flox-node/shim/internal/rootfs"
 	"flox.dev/flox-node/shim/internal/spec"
 	"flox.dev/flox-node/shim/internal/view"
 )
@@ -162,7 +162,24 @@ func createContainer(
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
 	}
-	wholeStore := policy.InNamespace(of.Namespace).View == "store"
+	rules := policy.InNamespace(of.Namespace)
+	image, err := openRoot(root, config)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	// Room for two forms of all variables, of which there may be 6 MiB. It comes before what is mounted in it.
+	err = config.AddMount(spec.Tmpfs(activation.RuntimeDir, "16m", spec.User{}, os.ModeSticky|0o777))
+	if err == nil {
+		_, err = tree.Mount(activation.RuntimeDir, "")
+	}
+	if err == nil {
+		err = furnish(image, config, &environment, resolution, rules, *event)
+	}
+	if err != nil {
+		return err
+	}
+	wholeStore := rules.View == "store"
 	if command := config.Process.Args[0]; !wholeStore || !strings.HasPrefix(command, "/nix/") {
 		if err := checkCommand(tree, shown, command, resolution.Environment); err != nil {
 			return err
@@ -183,20 +200,18 @@ func createContainer(
 	if start.Warning != "" {
 		warn(*event, []string{start.Warning})
 	}
-	mounts := []spec.Mount{
-		tmpfs(activation.RuntimeDir, "16m"), // two forms of all variables, of which there may be 6 MiB
-		bind(launcher, activation.Launcher, "bind"),
-		tmpfs(activation.CacheDir, "64m"),
+	if err := config.AddMount(spec.Bind(launcher, activation.Launcher)); err != nil {
+		return err
 	}
 	if start.Context != nil {
 		source := filepath.Join(bundle, contextFile)
 		if err := node.WriteFile(source, start.Context, 0o444); err != nil {
 			return err
 		}
-		mounts = append(mounts, bind(source, activation.ContextFile, "bind"))
+		if err := config.AddMount(spec.Bind(source, activation.ContextFile)); err != nil {
+			return err
+		}
 	}
-	// Nothing of ours needs it, so an image that cannot take it goes without.
-	_ = rootfs.Link(root, compatibleLink(resolution), resolution.StorePath)
 	if wholeStore {
 		err = view.AddStore(config)
 	} else {
@@ -205,17 +220,10 @@ func createContainer(
 	if err != nil {
 		return err
 	}
-	for _, mount := range mounts {
-		if err := config.AddMount(mount); err != nil {
-			return err
-		}
-	}
 	config.Process.Args = start.Args
 	config.Process.Env = append(activation.Defer(env), start.Env...)
-	// flox-activations needs a HOME. Where the image knows its users, the runtime sets the right one.
-	if !activation.Has(config.Process.Env, "HOME") && !rootfs.HasUsers(root) {
-		config.Process.Env = append(config.Process.Env, "HOME=/")
-	}
+	// As for `flox activate -r`: where the command is started. The activation itself drops it.
+	config.Process.Env = append(config.Process.Env, activation.Later("FLOX_ENV_PROJECT="+path.Join("/", config.Process.Cwd)))
 	if err := config.Write(); err != nil {
 		return err
 	}
@@ -231,23 +239,4 @@ func resolvedClosure(resolution records.Resolution) ([]string, error) {
 			"that it is fetched again", resolution.Environment, resolution.Generation, err)
 	}
 	return closure, nil
-}
-
-// compatibleLink is where the vendor's runtime shows the environment, and where users' scripts look for it.
-func compatibleLink(resolution records.Resolution) string {
-	return "/.flox/run/" + resolution.System + "." + filepath.Base(resolution.Environment) + "." + resolution.Mode
-}
-
-func bind(source, destination, kind string) spec.Mount {
-	return spec.Mount{
-		Destination: destination, Type: "bind", Source: source,
-		Options: []string{kind, "rprivate", "ro", "nosuid", "nodev"},
-	}
-}
-
-func tmpfs(destination, size string) spec.Mount {
-	return spec.Mount{
-		Destination: destination, Type: "tmpfs", Source: "tmpfs",
-		Options: []string{"nosuid", "nodev", "mode=1777", "size=" + size},
-	}
 }

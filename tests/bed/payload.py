@@ -91,6 +91,7 @@ def recipe(wheels: Path) -> Recipe:
             "git": f"{origin.paths['git']}/bin/git",
             "nix": f"{origin.paths['nix']}/bin/nix",
             "nix-store": origin.nix_store,
+            "busybox": f"{origin.paths['busybox']}/bin/busybox",
         },
         shim=Path(shim),
         version=__version__,

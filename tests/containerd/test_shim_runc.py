@@ -327,7 +327,7 @@ def test_the_container_sees_its_closure_and_nothing_else_of_the_store(node: Node
     assert listed(node, "ls -A /nix") == ["store"]
     assert listed(node, "ls -A /nix/store") == sorted(names)
     assert listed(node, f"cat {SINGLE} {LINK}") == ["a store path may be a file"] * 2
-    [link] = listed(node, "ls /.flox/run/*/bin/hello")
+    [link] = listed(node, "ls /.flox/run/*.run/bin/hello")
     assert link.startswith("/.flox/run/x86_64-linux.hello.run/")
 
 
@@ -357,14 +357,14 @@ def test_an_unprivileged_user_on_a_read_only_root_has_home_cache_and_environment
                          user={"uid": 1000, "gid": 1000})  # fmt: skip
     node.edit(container, root={"path": "rootfs", "readonly": True})
     output = container.run().wait()
-    assert output.splitlines() == ["1000", f"/ {ENVIRONMENT}/bin:/usr/bin:/bin", "cached"]
+    assert output.splitlines() == ["1000", f"/home/user {ENVIRONMENT}/bin:/usr/bin:/bin", "cached"]
 
 
 def test_an_executed_command_has_the_environment_of_the_first_process(node: Node) -> None:
     container = node.pod("sleep", "600").run().enter()
     command = 'echo "$FLOX_ENV_DESCRIPTION|$GREETING|$HOOKED|$FLOX_ENV_CACHE|$EXPLICIT"'
     status, output, _ = container.exec("sh", "-c", command, env=["EXPLICIT=1"])
-    assert (status, output) == (0, "demo/hello|good morning|yes|/.flox-node/cache|1\n")
+    assert (status, output) == (0, "demo/hello|good morning|yes|/.flox/cache|1\n")
     status, output, _ = container.exec("hello", "again", env=["GREETING=explicit"])
     assert status == 0
     assert "explicit yes" in output
@@ -406,7 +406,7 @@ def test_what_changes_an_activation_reaches_the_command_alone_and_the_pods_own_n
     container = node.pod("env", env=["PATH=/bin", *theirs, "FLOX_ENV_CACHE=/stale"])
     lines = container.run().wait().splitlines()
     assert set(theirs) <= set(lines)
-    assert "FLOX_ENV_CACHE=/.flox-node/cache" in lines
+    assert "FLOX_ENV_CACHE=/.flox/cache" in lines
     assert not [line for line in lines if line.startswith("FLOX_NODE_")]
     log = node.path("/var/log/flox-node/runtime.jsonl").read_text()
     assert "the container's variables FLOX_ENV_CACHE were dropped: Flox sets them itself" in log

@@ -14,9 +14,7 @@ const (
 	// RuntimeDir is a tmpfs of the container's own. Its activation state must be as young as the container: a record
 	// that outlived a restart would make the new process attach to a start that never happened. It lies in the root of
 	// the tree, because pods mount volumes at /run and /var/run, and images have symlinks there.
-	RuntimeDir = "/.flox-node"
-	// CacheDir is a tmpfs: hooks expect $FLOX_ENV_CACHE to exist and to be writable for every user.
-	CacheDir    = RuntimeDir + "/cache"
+	RuntimeDir  = "/.flox-node"
 	ContextFile = RuntimeDir + "/ctx.json"
 	// Launcher is this program, which becomes the command once the environment is activated; see package launch.
 	Launcher = RuntimeDir + "/launch"
@@ -39,6 +37,7 @@ type Environment struct {
 	StorePath string
 	Name      string // owner/name
 	Mode      string // run or dev
+	Cache     string // the container's $FLOX_ENV_CACHE: hooks expect it to exist and to be writable for every user
 }
 
 // Plan chooses the way to start argv. The environment's own flox-activations is told everything in a file and then
@@ -58,7 +57,7 @@ func (e Environment) Plan(argv []string) (Start, error) {
 	return Start{
 		Args: append([]string{script, "--env", e.StorePath, "--mode", e.Mode, "--"}, argv...),
 		// Versions of the script differ in which of the two they read; the other one is harmless.
-		Env: []string{"FLOX_ENV_CACHE=" + CacheDir, "_FLOX_ENV_CACHE=" + CacheDir},
+		Env: []string{"FLOX_ENV_CACHE=" + e.Cache, "_FLOX_ENV_CACHE=" + e.Cache},
 		// Every Flox from 1.9 on builds it into an environment.
 		Warning: "the environment " + e.Name + " has no usable libexec/flox-activations, so it is activated by its script " +
 			"alone: what the node holds of it may be damaged",
@@ -76,6 +75,20 @@ func (e Environment) interpreter(script string) (folder, bash string, err error)
 		_, err = e.View.executable(bash)
 	}
 	return path.Dir(resolved), bash, err
+}
+
+// Bash gives the environment's own bash: the one on its PATH, else that of its activation scripts; empty when neither
+// is one.
+func (e Environment) Bash() string {
+	own := path.Join(e.StorePath, "bin/bash")
+	if _, err := e.View.executable(own); err == nil {
+		return own
+	}
+	_, bash, err := e.interpreter(path.Join(e.StorePath, "activate"))
+	if err != nil || path.Base(bash) != "bash" {
+		return ""
+	}
+	return bash
 }
 
 // attachContext and activateContext are the superset of what flox-activations 1.9 to 1.15 reads.
@@ -137,7 +150,7 @@ func (e Environment) byActivations(activations, interpreter, bash string, argv [
 	context := activateContext{
 		FloxActivateStorePath: e.StorePath,
 		AttachCtx: attachContext{
-			Env: e.StorePath, EnvCache: CacheDir, EnvDescription: e.Name, FloxActiveEnvironments: "[]",
+			Env: e.StorePath, EnvCache: e.Cache, EnvDescription: e.Name, FloxActiveEnvironments: "[]",
 			PromptColor1: "99", PromptColor2: "141", FloxPromptEnvironments: name, SetPrompt: true,
 			FloxEnvCudaDetection: e.cudaDetection(), InterpreterPath: interpreter, FloxRuntimeDir: RuntimeDir,
 		},

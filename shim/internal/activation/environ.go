@@ -60,6 +60,9 @@ func Defer(env []string) []string {
 	return result
 }
 
+// Later passes a variable by the activation, for the command alone.
+func Later(entry string) string { return later + entry }
+
 // Restore gives deferred variables their own names back, but for those that the activation itself has set.
 func Restore(env []string) []string {
 	present := make(map[string]bool, len(env))

@@ -10,6 +10,7 @@ import (
 const (
 	policyFile    = "/etc/flox-node/policy.json"
 	realiseTool   = "/opt/flox-node/bin/flox-node-realise"
+	busybox       = "/opt/flox-node/current/bin/busybox"
 	podDir        = "/run/flox-node/pods"
 	containerDir  = "/run/flox-node/containers"
 	versionFile   = "/run/flox-node/inner-runtime-version"
@@ -59,6 +60,9 @@ func PodVolumes(uid string, policy Policy) []string {
 	}
 	return folders
 }
+
+// Busybox is the symlink of the current payload to its static busybox in the store.
+func Busybox() string { return Path(busybox) }
 
 // PodRecord is the file that holds what a sandbox was resolved to.
 func PodRecord(sandboxID string) string { return Path(filepath.Join(podDir, sandboxID+".json")) }

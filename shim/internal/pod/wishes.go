@@ -3,6 +3,7 @@ package pod
 import (
 	"errors"
 	"fmt"
+	"path"
 	"sort"
 	"strings"
 )
@@ -113,7 +114,7 @@ func (a Annotations) named(key string) bool {
 		return false
 	}
 	for _, pattern := range entries(a[key]) {
-		if validPattern(pattern) && matches(pattern, name) {
+		if matched, err := path.Match(pattern, name); matched && err == nil && validPattern(pattern) {
 			return true
 		}
 	}
@@ -133,28 +134,6 @@ func entries(list string) []string {
 // validPattern says that a container may be called so, with `*` and `?` as in a shell.
 func validPattern(pattern string) bool {
 	return len(pattern) <= maxPart && validWord(strings.NewReplacer("*", "a", "?", "a").Replace(pattern))
-}
-
-// matches compares a name with a pattern, in which `*` stands for any text and `?` for one character.
-func matches(pattern, name string) bool {
-	star, mark := -1, 0
-	p, n := 0, 0
-	for n < len(name) {
-		switch {
-		case p < len(pattern) && pattern[p] == '*':
-			star, mark = p, n
-			p++
-		case p < len(pattern) && (pattern[p] == '?' || pattern[p] == name[n]):
-			p++
-			n++
-		case star >= 0:
-			mark++
-			p, n = star+1, mark
-		default:
-			return false
-		}
-	}
-	return strings.Trim(pattern[p:], "*") == ""
 }
 
 func first(errs ...error) error {

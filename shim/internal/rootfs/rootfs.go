@@ -8,9 +8,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 )
 
@@ -36,56 +33,6 @@ func HasNix(rootfs string) (bool, error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// HasUsers says that the image has an /etc/passwd, from which the runtime takes a user's home.
-func HasUsers(rootfs string) bool {
-	root, err := openFolder(rootfs)
-	if err != nil {
-		return false
-	}
-	defer root.Close()
-	etc, err := open(root, "etc", syscall.O_DIRECTORY)
-	if err != nil {
-		return false
-	}
-	defer etc.Close()
-	const openPath = 0x200000 // O_PATH: only whether it is there; the file may be a FIFO
-	passwd, err := open(etc, "passwd", openPath)
-	if err != nil {
-		return false
-	}
-	return passwd.Close() == nil
-}
-
-// Link makes the symlink path -> target, and the folders above it, unless the image has something there. It is
-// what Flox itself makes, and unlike a bind needs no mount in every container.
-func Link(rootfs, path, target string) error {
-	folder, err := openFolder(rootfs)
-	if err != nil {
-		return err
-	}
-	defer func() { folder.Close() }()
-	above, name := filepath.Split(path)
-	for _, component := range strings.FieldsFunc(above, func(r rune) bool { return r == '/' }) {
-		made := syscall.Mkdirat(int(folder.Fd()), component, 0o755)
-		if made != nil && !errors.Is(made, syscall.EEXIST) {
-			return made
-		}
-		next, err := open(folder, component, syscall.O_DIRECTORY)
-		if err != nil {
-			return err
-		}
-		folder.Close()
-		folder = next
-		if made == nil { // whatever containerd's umask is, every user of the container may look
-			if err := folder.Chmod(0o755); err != nil {
-				return err
-			}
-		}
-	}
-	// The standard library has no symlinkat; through /proc the open folder is the same one.
-	return os.Symlink(target, filepath.Join("/proc/self/fd", strconv.Itoa(int(folder.Fd())), name))
 }
 
 func openFolder(path string) (*os.File, error) {

@@ -39,6 +39,9 @@ func (m Mount) Bind() bool {
 type Config struct {
 	Annotations map[string]string
 	Root        string // root.path as written: absolute, or relative to the bundle
+	ReadOnly    bool   // root.readonly
+	Users       []IDMap
+	Groups      []IDMap
 	Mounts      []Mount
 	MountLabel  string // of SELinux, for what is mounted for the container; "" without SELinux
 	Process     *Process
@@ -48,12 +51,37 @@ type Config struct {
 	mounts []json.RawMessage
 }
 
+// IDMap maps users or groups of a container with a user namespace to the host's.
+type IDMap struct {
+	ContainerID int `json:"containerID"`
+	HostID      int `json:"hostID"`
+	Size        int `json:"size"`
+}
+
+// Host gives the host's id for a container's; without a user namespace they are the same.
+func Host(maps []IDMap, id int) int {
+	for _, each := range maps {
+		if id >= each.ContainerID && id-each.ContainerID < each.Size {
+			return each.HostID + id - each.ContainerID
+		}
+	}
+	return id
+}
+
 // Process is what one process of a container runs with.
 type Process struct {
 	Args []string
 	Env  []string // NAME=value
+	Cwd  string
+	User User
 
 	fields object
+}
+
+// User is whom a process runs as, in the container's numbers.
+type User struct {
+	UID int `json:"uid"`
+	GID int `json:"gid"`
 }
 
 // ReadConfig reads a bundle's config.json.
@@ -74,10 +102,13 @@ func (c *Config) decode(data []byte) error {
 		return err
 	}
 	var root struct {
-		Path string `json:"path"`
+		Path     string `json:"path"`
+		ReadOnly bool   `json:"readonly"`
 	}
 	var linux struct {
-		MountLabel string `json:"mountLabel"`
+		MountLabel string  `json:"mountLabel"`
+		Users      []IDMap `json:"uidMappings"`
+		Groups     []IDMap `json:"gidMappings"`
 	}
 	for name, into := range map[string]any{
 		"annotations": &c.Annotations, "mounts": &c.mounts, "root": &root, "linux": &linux,
@@ -86,7 +117,8 @@ func (c *Config) decode(data []byte) error {
 			return err
 		}
 	}
-	c.Root, c.MountLabel = root.Path, linux.MountLabel
+	c.Root, c.ReadOnly = root.Path, root.ReadOnly
+	c.MountLabel, c.Users, c.Groups = linux.MountLabel, linux.Users, linux.Groups
 	for _, raw := range c.mounts {
 		var mount Mount
 		if err := json.Unmarshal(raw, &mount); err != nil {
@@ -225,10 +257,9 @@ func (p *Process) decode(data []byte) error {
 	if p.fields == nil {
 		return fmt.Errorf("there is no process")
 	}
-	if err := p.fields.get("args", &p.Args); err != nil {
-		return err
-	}
-	return p.fields.get("env", &p.Env)
+	return errors.Join(
+		p.fields.get("args", &p.Args), p.fields.get("env", &p.Env), p.fields.get("cwd", &p.Cwd), p.fields.get("user", &p.User),
+	)
 }
 
 func (p *Process) encode() ([]byte, error) {

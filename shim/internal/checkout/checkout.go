@@ -1,0 +1,77 @@
+// Package checkout makes what `flox pull --copy` leaves in a folder: `/.flox`, by which the Flox CLI knows the
+// environment that it is in, and in which users' scripts look for the environment's programs.
+package checkout
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path"
+
+	"flox.dev/flox-node/shim/internal/activation"
+	"flox.dev/flox-node/shim/internal/records"
+	"flox.dev/flox-node/shim/internal/rootfs"
+)
+
+const (
+	// Folder is the checkout in the container.
+	Folder = "/.flox"
+	// Cache is $FLOX_ENV_CACHE, as below any checkout.
+	Cache   = Folder + "/cache"
+	maxLock = 16 << 20
+)
+
+// Link is the environment's link in the checkout: `/.flox/run/x86_64-linux.hello-run`.
+func Link(of records.Resolution) string { return run(of, "-") }
+
+// run gives a link's name. Flox before 1.13 joins name and mode with a dot, and users' scripts do.
+func run(of records.Resolution, separator string) string {
+	return path.Join(Folder, "run", of.System+"."+path.Base(of.Environment)+separator+of.Mode)
+}
+
+// Add makes the checkout in an image that has no /.flox.
+func Add(root *rootfs.Root, view activation.View, of records.Resolution) error {
+	lock := path.Join(of.StorePath, "manifest.lock")
+	manifest, err := readManifest(view, lock)
+	if err != nil {
+		return err
+	}
+	pointer, err := json.Marshal(map[string]any{"name": path.Base(of.Environment), "version": 1})
+	if err != nil {
+		return err
+	}
+	add := []func() error{
+		func() error { return root.Folder(Folder, 0o755) },
+		func() error { return root.File(path.Join(Folder, "env.json"), pointer, 0o644) },
+		func() error { return root.File(path.Join(Folder, "env/manifest.toml"), manifest, 0o644) },
+		func() error { return root.Link(path.Join(Folder, "env/manifest.lock"), lock) },
+		func() error { return root.Link(run(of, "-"), of.StorePath) },
+		func() error { return root.Link(run(of, "."), of.StorePath) },
+		func() error { return root.Folder(Cache, os.ModeSticky|0o777) },
+	}
+	for _, each := range add {
+		if err := each(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readManifest gives the manifest that a lock was made of. It is not in the closure, but its content is in the lock;
+// what is lost are its comments.
+func readManifest(view activation.View, lock string) ([]byte, error) {
+	resolved, _, err := view.Resolve(lock)
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.Open(view.Host(resolved))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxLock))
+	if err != nil {
+		return nil, err
+	}
+	return ManifestOf(data)
+}
