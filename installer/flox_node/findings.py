@@ -24,7 +24,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Result:
+class Finding:
     """A check's outcome, as it is shown. `remedy` is empty where all is well."""
 
     id: str
@@ -34,7 +34,7 @@ class Result:
     remedy: str
 
     @classmethod
-    def of(cls, id: str, title: str, remedy: str, verdict: Verdict) -> Result:
+    def of(cls, id: str, title: str, remedy: str, verdict: Verdict) -> Finding:
         """The result of a check that came to `verdict`; its remedy is only told where something is wrong."""
         bad = verdict.state in (State.WARNING, State.PROBLEM)
         return cls(id, title, verdict.state, verdict.cause, remedy if bad else "")

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flox_node.host.trees import remove_tree
-from flox_node.payload import Payload, open_payload, place, verify
+from flox_node.payload import Payload, open_payload
 from flox_node.payload.archive import write_archive
 from flox_node.payload.build import Recipe, build
+from flox_node.payload.place import place
+from flox_node.payload.verify import verify
 from tests.bed import cache, store
 from tests.bench.rows import Measurement, Row, ratio, row
 
@@ -28,7 +30,8 @@ _PROJECT = Path(__file__).parents[2]
 _CHILD = """
 import sys
 from pathlib import Path
-from flox_node.payload import open_payload, place
+from flox_node.payload import open_payload
+from flox_node.payload.place import place
 from tests.bed import store
 place(store.host(Path(sys.argv[2])), open_payload(Path(sys.argv[1])))
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -16,11 +16,12 @@ import pytest
 from flox_node.errors import UsageError
 from flox_node.host import Host
 from flox_node.host.trees import remove_tree, walk
-from flox_node.payload import Payload, open_payload, place, survey, unplace, verify
+from flox_node.payload import Payload, open_payload
 from flox_node.payload import manifest as manifests
 from flox_node.payload.build import build
 from flox_node.payload.nar import nar_of
-from flox_node.payload.place import DATABASE, STAGING
+from flox_node.payload.place import DATABASE, STAGING, place, survey, unplace
+from flox_node.payload.verify import verify
 from tests.bed import payload as bed_payload
 from tests.bed import store
 from tests.conftest import FULL
@@ -28,7 +29,8 @@ from tests.conftest import FULL
 _PLACE = """
 import sys
 from pathlib import Path
-from flox_node.payload import open_payload, place
+from flox_node.payload import open_payload
+from flox_node.payload.place import place
 from tests.bed import store
 place(store.host(Path(sys.argv[2])), open_payload(Path(sys.argv[1])))
 """

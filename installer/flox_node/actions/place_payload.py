@@ -9,9 +9,9 @@ from typing import ClassVar
 from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
 from flox_node.errors import UsageError
 from flox_node.host import Host
-from flox_node.payload import Manifest, Payload, changed_files, damaged, place, survey, unplace
+from flox_node.payload import Manifest, Payload
 from flox_node.payload.manifest import NAME, parse
-from flox_node.payload.place import folder_of
+from flox_node.payload.place import changed_files, damaged, folder_of, place, survey, unplace
 
 
 @register

@@ -25,7 +25,7 @@ from flox_node.containerd.config.registration import Registration, from_json, to
 from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live import daemon, nodeadm_check, pending, proof, restart
-from flox_node.containerd.live.change import Change, carry_out, missing_folders, write_all
+from flox_node.containerd.live.change import Change, make_live, missing_folders, write_all
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
 from flox_node.errors import FloxNodeError, OutsideError
@@ -165,7 +165,7 @@ class RegisterHandler(Action[HandlerGap]):
             put_script(host)
             judge = self._lenient(host, running, self._judge_removal)
             change = Change(edits, judge, dict, self.deadline_s)
-            carry_out(host, running.daemon, running.status, change, progress)
+            make_live(host, running.daemon, running.status, change, progress)
         else:
             write_all(host, edits)
         _remove_empty(host, before.get("folders", ()))
@@ -251,7 +251,7 @@ class RegisterHandler(Action[HandlerGap]):
             progress(f"not proven: {unproven}" if unproven else "proven")
         judge = self._lenient(host, running, self._judge)
         change = Change(edits, judge, lambda: self._without_ours(host, running), self.deadline_s)
-        carry_out(host, running.daemon, running.status, change, progress)
+        make_live(host, running.daemon, running.status, change, progress)
 
     def _edits(self, host: Host, running: Running) -> tuple[Edit, ...]:
         """The files that still have to be written."""

@@ -3,7 +3,7 @@
 node --mode=install|uninstall     the loop on the node
 reporter [--alone]                the loop that has the API server told; alone: on nodes that need no `node`
 look ROOT PAYLOAD SETTINGS        one look at the node, printed as JSON
-collect ROOT                      start the node's own garbage collection
+gc ROOT                           start the node's own garbage collection
 report [--alone]                  one report to the API server
 """
 
@@ -52,12 +52,14 @@ def _run(arguments: list[str]) -> int:
 
             seen = observe.look(Host.at(root), open_payload(Path(payload)), settings.load(Path(folder)))
             print(observe.show(seen))
-        case ["collect", root]:
+        case ["gc", root]:
             from flox_node.host import Host
 
             Host.at(root).systemd.start("flox-node-gc.service", timeout=60)
         case ["report", *alone] if alone in ([], ["--alone"]):
             _report(alone=bool(alone))
+        case ["-h" | "--help"]:
+            print(__doc__, end="")
         case _:
             raise UsageError(f"flox-node-agent: {' '.join(arguments)} is not understood.", remedy=__doc__ or "")
     return 0

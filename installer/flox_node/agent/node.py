@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flox_node import settings
-from flox_node.agent import exchange, outcomes
+from flox_node.agent import exchange, failures
 from flox_node.agent.children import Ended, Run, run
 from flox_node.agent.exchange import Event, Granted, NodeState
 from flox_node.agent.seen import Seen
@@ -110,7 +110,7 @@ class NodeAgent:
             say(f"changed: {', '.join(different)}")
         return bool(different)
 
-    def collect_if_full(self) -> None:
+    def gc_if_full(self) -> None:
         """Start the node's own collection when its store's file system is nearly full (bytes, inodes), once an hour."""
         now = time.monotonic()
         if not self.state.live or now - self._collected_at < _COLLECT_EVERY_S:
@@ -119,7 +119,7 @@ class NodeAgent:
             if min(free_ratios(self._files.real("/nix"))) < LOW:
                 self._collected_at = now
                 say("The store's file system is nearly full: starting the node's collection.")
-                self._run(["flox_node.agent", "collect", self._root], _LOOK_TIMEOUT_S)
+                self._run(["flox_node.agent", "gc", self._root], _LOOK_TIMEOUT_S)
 
     def folders(self) -> list[str]:
         """The folders of our own namespace to watch."""
@@ -204,7 +204,7 @@ class NodeAgent:
         return _REVIEW_S
 
     def _failed(self, ended: Ended) -> float:
-        told = outcomes.of(ended)
+        told = failures.of(ended)
         self._failures += 1
         self.counters.failures[told.reason] = self.counters.failures.get(told.reason, 0) + 1
         self._publish(told.reason, ended.message, happening=told.happening)
@@ -276,7 +276,7 @@ def _is_due(agent: NodeAgent, configuration: FolderWatch, grants: FolderWatch, d
     if configuration.fileno() in noticed:
         time.sleep(_SETTLE_S)
         configuration.drain()
-    agent.collect_if_full()
+    agent.gc_if_full()
     changed = agent.changed() or configuration.fileno() in noticed
     # A failure waits its time out: what a rollback wrote looks like a change, too.
     return changed and agent.state.phase is not Phase.FAILED

@@ -9,13 +9,19 @@ from typing import NoReturn
 import typer
 
 from flox_node import __version__
-from flox_node.cli import doctor, maintenance, manifests, node, output
-from flox_node.cli.cluster import app as cluster
-from flox_node.cli.containerd import app as containerd
-from flox_node.cli.eks import app as eks
-from flox_node.cli.kind import app as kind
-from flox_node.cli.payload import app as payload
-from flox_node.cli.policy import app as policy
+from flox_node.cli import (
+    cluster,
+    containerd,
+    doctor,
+    eks,
+    kind,
+    maintenance,
+    manifests,
+    node,
+    output,
+    payload,
+    policy,
+)
 
 app = output.application(
     "Turn Kubernetes nodes into nodes that run pods from Flox environments instead of container images.",
@@ -24,12 +30,15 @@ app = output.application(
 )
 for room in (node, doctor, maintenance, manifests):
     room.mount(app)
-app.add_typer(cluster, name="cluster")
-app.add_typer(payload, name="payload")
-app.add_typer(containerd, name="containerd")
-app.add_typer(policy, name="policy")
-app.add_typer(kind, name="kind")
-app.add_typer(eks, name="eks")
+for name, group in (
+    ("cluster", cluster.app),
+    ("payload", payload.app),
+    ("containerd", containerd.app),
+    ("policy", policy.app),
+    ("kind", kind.app),
+    ("eks", eks.app),
+):
+    app.add_typer(group, name=name)
 
 
 def _print_version(wanted: bool) -> None:

@@ -57,7 +57,7 @@ def collect(
     return written(pack(Host.at(host_root), Settings(socket)), output)
 
 
-def told(results: Sequence[findings.Result], *, everything: bool) -> Result:
+def told(results: Sequence[findings.Finding], *, everything: bool) -> Result:
     """The answer of a doctor; its exit code is 7 when there is a problem among what it found."""
     from flox_node.errors import DriftError
     from flox_node.findings import State
@@ -88,7 +88,7 @@ def written(bundle: Bundle, output: Path) -> Result:
     return Result(body, f"{output}: {len(bundle.members)} files, {len(bundle.archive) >> 10} KiB.")
 
 
-def _table(results: Sequence[findings.Result], *, everything: bool) -> Iterator[Any]:
+def _table(results: Sequence[findings.Finding], *, everything: bool) -> Iterator[Any]:
     from rich.markup import escape
     from rich.table import Table
 

@@ -17,7 +17,8 @@ from flox_node.settings import Settings
 
 if TYPE_CHECKING:
     from flox_node.host import Host
-    from flox_node.plan import NodeStatus, StepResult
+    from flox_node.plan import StepResult
+    from flox_node.plan.status import NodeStatus
 
 HostRoot = Annotated[
     Path,
@@ -132,13 +133,13 @@ def status(
     ] = False,
 ) -> Result:
     """Tell what is installed, whether the handler is live, and what differs from the receipt (then exit 7)."""
-    from flox_node import plan as runs
     from flox_node.errors import DriftError
     from flox_node.host import Host
+    from flox_node.plan.status import status as node_status
 
     if built_image:
         return _judged(Host.at(host_root), Settings(socket))
-    found = runs.status(Host.at(host_root), Settings(socket))
+    found = node_status(Host.at(host_root), Settings(socket))
     error = None
     if found.drift:
         error = DriftError("The node is not what its receipt says.")

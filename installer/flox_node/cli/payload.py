@@ -129,7 +129,7 @@ def inspect(source: Source) -> Result:
 def verify(source: Source) -> Result:
     """Compare every bit of a payload with its manifest; exit code 8 names what is damaged."""
     from flox_node.payload import open_payload
-    from flox_node.payload import verify as verify_payload
+    from flox_node.payload.verify import verify as verify_payload
 
     return _told(verify_payload(open_payload(source)), "whole")
 

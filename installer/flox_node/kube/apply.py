@@ -25,7 +25,7 @@ _MANAGER = re.compile(r'conflict with "([^"]+)"')
 _SERVERS_OWN = ("managedFields", "resourceVersion", "generation")
 
 
-class Change(StrEnum):
+class Verb(StrEnum):
     """What became of an object."""
 
     CREATED = "created"
@@ -40,7 +40,7 @@ class Applied:
 
     kind: str
     name: str
-    change: Change
+    change: Verb
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} {self.change}"
@@ -93,7 +93,7 @@ def _apply(api: Api, object: Object, *, dry_run: bool, force: bool, absent: Cont
     if _namespace(object) in absent:
         metadata = {**object["metadata"], "namespace": _STAND_IN}
         _send(api, {**object, "metadata": metadata}, {**query, "force": "true"})
-        return Applied(kind, name, Change.CREATED)
+        return Applied(kind, name, Verb.CREATED)
     before = find(api, path_of(object))
     try:
         after = _send(api, object, query)
@@ -106,8 +106,8 @@ def _apply(api: Api, object: Object, *, dry_run: bool, force: bool, absent: Cont
         # Ours, but not by apply: what `uninstall` changed in the live DaemonSet.
         after = _send(api, object, {**query, "force": "true"})
     if before is None:
-        return Applied(kind, name, Change.CREATED)
-    return Applied(kind, name, Change.UNCHANGED if _core(before) == _core(after) else Change.CHANGED)
+        return Applied(kind, name, Verb.CREATED)
+    return Applied(kind, name, Verb.UNCHANGED if _core(before) == _core(after) else Verb.CHANGED)
 
 
 def _send(api: Api, object: Object, query: dict[str, str]) -> Object:

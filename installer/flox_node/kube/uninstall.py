@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from flox_node.errors import InUseError, OutsideError, RefusedError
 from flox_node.kube.api import JSON_PATCH, STRATEGIC_PATCH, Api, Object
-from flox_node.kube.apply import Applied, Change, delete, in_order
+from flox_node.kube.apply import Applied, Verb, delete, in_order
 from flox_node.kube.manifests import Options, objects
 from flox_node.kube.names import CONDITION, ENABLED, EXCLUDE, NAME, NAMESPACE, RUNTIME_CLASS
 from flox_node.kube.resources import (
@@ -187,7 +187,7 @@ def remove(api: Api, objects: Sequence[Object]) -> Iterator[Applied]:
     """Delete the objects in the reverse of their order: the DaemonSet first, the namespace last."""
     for each in reversed(in_order(objects)):
         if delete(api, each):
-            yield Applied(each["kind"], each["metadata"]["name"], Change.DELETED)
+            yield Applied(each["kind"], each["metadata"]["name"], Verb.DELETED)
 
 
 def require_gone(api: Api, *, timeout: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:

@@ -24,10 +24,11 @@ from flox_node.host import Host, event_log
 from flox_node.host.probes import space
 from flox_node.plan.doctor import examine
 from flox_node.plan.doctor.node import Node
-from flox_node.plan.planner import HANDLER, SHIM, Settings
+from flox_node.plan.planner import HANDLER, SHIM
 from flox_node.plan.status import status
 from flox_node.platforms import facts
 from flox_node.redact import MASK, Redactor, is_secret_key, secrets_in
+from flox_node.settings import Settings
 from flox_node.state.ledger import JOURNAL, RECEIPT
 from flox_node.state.policy import PATH as POLICY
 from flox_node.support import Bundle, bundle

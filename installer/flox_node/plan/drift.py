@@ -31,7 +31,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Change:
+class Difference:
     """A file that is not what we wrote. Bytes are None where there is no file; times in seconds since the epoch.
 
     `renderers` are those of platforms whose files this node has.
@@ -63,7 +63,7 @@ def find(host: Host, ledger: Ledger) -> tuple[Drift, ...]:
     return tuple(found)
 
 
-def suspect(change: Change) -> str:
+def suspect(change: Difference) -> str:
     """Whose doing a change looks like, with the evidence; empty where nothing hints at anybody."""
     when = _when(change)
     now, before = change.now, change.before_us
@@ -99,7 +99,7 @@ def _suspects(host: Host, action: Action[Any], record: Record, paths: Sequence[s
         status = host.files.lstat(path)
         now = None if status is None else host.files.read_optional(path) if not host.files.is_dir(path) else b""
         changed_at = None if status is None else status.st_ctime
-        texts.append(suspect(Change(path, before_us.get(path), now, changed_at, boot, renderers)))
+        texts.append(suspect(Difference(path, before_us.get(path), now, changed_at, boot, renderers)))
     return "; ".join(dict.fromkeys(filter(None, texts)))
 
 
@@ -110,7 +110,7 @@ def _renderers(host: Host) -> Iterator[Renderer]:
             yield platform.renderer
 
 
-def _when(change: Change) -> str:
+def _when(change: Difference) -> str:
     if change.changed_at is None:
         return ""
     moment = datetime.fromtimestamp(change.changed_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -118,7 +118,7 @@ def _when(change: Change) -> str:
     return f", changed {moment}" + (f", {after:.0f} s after the node's boot" if after is not None else "")
 
 
-def _after_boot(change: Change) -> float | None:
+def _after_boot(change: Difference) -> float | None:
     """Seconds between the boot and the change, where the boot can have to do with it."""
     if change.changed_at is None or change.booted_at is None:
         return None

@@ -27,7 +27,7 @@ from flox_node.payload import Payload
 from flox_node.payload.manifest import EMPTY_IMAGE
 from flox_node.plan.detect import Detection, recognise
 from flox_node.platforms import Platform
-from flox_node.settings import Settings as Settings
+from flox_node.settings import Settings
 
 HANDLER = "flox"
 SHIM = f"{BIN}/flox-runtime"

@@ -340,15 +340,15 @@ def test_a_store_that_is_nearly_full_starts_the_nodes_collection_at_most_once_an
     monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(**free))
     node.looks, node.runs = [WELL], [Ended(0)]
     node.agent.converge()
-    node.agent.collect_if_full()
+    node.agent.gc_if_full()
     assert node.called == []
     free["f_files"] = free["f_favail"] = 0  # as btrfs, which counts none
-    node.agent.collect_if_full()
+    node.agent.gc_if_full()
     assert node.called == []
     free |= full
-    node.agent.collect_if_full()
-    node.agent.collect_if_full()
-    assert node.called == [["flox_node.agent", "collect", str(tmp_path)]]
+    node.agent.gc_if_full()
+    node.agent.gc_if_full()
+    assert node.called == [["flox_node.agent", "gc", str(tmp_path)]]
 
 
 def test_a_repair_is_told_each_time_and_a_failure_that_repeats_itself_once(node: Node) -> None:

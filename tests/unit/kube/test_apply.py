@@ -8,7 +8,7 @@ import pytest
 
 from flox_node.errors import RefusedError
 from flox_node.kube.api import ApiError, Object
-from flox_node.kube.apply import Change, apply, delete, in_order
+from flox_node.kube.apply import Verb, apply, delete, in_order
 from flox_node.kube.manifests import Options, objects
 from flox_node.kube.resources import listed, path_of
 from tests.unit.kube.fake_api import FakeApi
@@ -35,15 +35,15 @@ def test_what_confines_the_pods_is_there_before_them_and_the_namespace_before_al
 
 def test_an_install_creates_everything_and_a_second_one_changes_nothing() -> None:
     api = FakeCluster()
-    assert {each.change for each in apply(api, ALL)} == {Change.CREATED}
-    assert {each.change for each in apply(api, ALL)} == {Change.UNCHANGED}
+    assert {each.change for each in apply(api, ALL)} == {Verb.CREATED}
+    assert {each.change for each in apply(api, ALL)} == {Verb.UNCHANGED}
     assert written(api) == [path_of(each) for each in in_order(ALL)] * 2
 
 
 def test_a_dry_run_leaves_nothing_and_needs_no_namespace() -> None:
     api = FakeCluster()
     before = dict(api.objects)
-    assert [each.change for each in apply(api, ALL, dry_run=True)] == [Change.CREATED] * len(ALL)
+    assert [each.change for each in apply(api, ALL, dry_run=True)] == [Verb.CREATED] * len(ALL)
     assert written(api) == []
     assert api.objects == before
 
@@ -52,7 +52,7 @@ def test_a_dry_run_tells_what_would_change() -> None:
     api = FakeCluster()
     list(apply(api, ALL))
     changed = list(apply(api, objects(Options(image="flox-node:2", pod_monitor=True)), dry_run=True))
-    assert [each.kind for each in changed if each.change is Change.CHANGED] == ["DaemonSet"]
+    assert [each.kind for each in changed if each.change is Verb.CHANGED] == ["DaemonSet"]
 
 
 def test_a_conflict_names_the_manager_before_anything_is_written() -> None:
@@ -84,7 +84,7 @@ def test_what_we_changed_ourselves_in_a_live_object_is_no_conflict() -> None:
         container["args"][-1] = "--mode=uninstall"
     api.put(DAEMON_SET, theirs, manager="flox-node")
 
-    changed = [each.kind for each in apply(api, ALL) if each.change is Change.CHANGED]
+    changed = [each.kind for each in apply(api, ALL) if each.change is Verb.CHANGED]
     assert changed == ["DaemonSet"]
     assert api.objects[DAEMON_SET]["spec"]["template"]["spec"]["containers"][0]["args"][-1] == "--mode=install"
 

@@ -15,11 +15,12 @@ import zstandard
 from flox_node.errors import CorruptError, RefusedError, UsageError
 from flox_node.host.trees import walk
 from flox_node.payload import manifest as manifests
-from flox_node.payload import open_payload, verify
+from flox_node.payload import open_payload
 from flox_node.payload.archive import write_archive
 from flox_node.payload.build import Recipe, build, bundled_shim, read_registration
 from flox_node.payload.image import empty_image
 from flox_node.payload.nar import nar_of
+from flox_node.payload.verify import verify
 from tests.unit.payload import samples
 
 SCHEMA = Path(manifests.__file__).parents[1] / "state/schemas/manifest.schema.json"

@@ -14,12 +14,12 @@ import pytest
 from flox_node.errors import CorruptError
 from flox_node.host.trees import Entry, TreeWriter
 from flox_node.payload import manifest as manifests
-from flox_node.payload import open_payload, verify
+from flox_node.payload import open_payload
 from flox_node.payload.archive import _DigestingWriter, compression_of
 from flox_node.payload.manifest import PayloadFile, StorePath
 from flox_node.payload.nar import nar_of
 from flox_node.payload.source import Item
-from flox_node.payload.verify import receive
+from flox_node.payload.verify import receive, verify
 from tests.unit.payload import samples
 
 Members = list[tuple[tarfile.TarInfo, bytes]]

@@ -1,7 +1,6 @@
 """Placing on a node whose Nix only keeps the books (`fake_node`); tests/containerd has the same with the real one."""
 
 import fcntl
-import importlib
 import os
 import shutil
 import signal
@@ -18,14 +17,12 @@ from flox_node.errors import BusyError, CorruptError, OutsideError, RefusedError
 from flox_node.host import Completed, Host, HostFiles
 from flox_node.host.children import Finish
 from flox_node.host.trees import remove_tree, walk
-from flox_node.payload import Payload, open_payload, place, survey, unplace
+from flox_node.payload import Payload, open_payload
 from flox_node.payload.build import Recipe, build
 from flox_node.payload.nar import nar_of
-from flox_node.payload.place import ROOTS, STAGING
+from flox_node.payload.place import ROOTS, STAGING, place, survey, unplace
 from tests.unit.fake_node import FakeProcesses
 from tests.unit.payload import samples
-
-PLACE = importlib.import_module("flox_node.payload.place")  # the module; the package's attribute is the function
 
 
 @pytest.fixture
@@ -188,7 +185,7 @@ def test_two_placings_at_once_are_refused(host: Host, payload: Payload) -> None:
 def test_a_garbage_collection_that_does_not_end_is_named(
     host: Host, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PLACE, "_GC_WAIT_S", 0.1)
+    monkeypatch.setattr("flox_node.payload.place._GC_WAIT_S", 0.1)
     lock = host.files.root / "nix/var/nix/gc.lock"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as collector:
@@ -201,7 +198,7 @@ def test_a_garbage_collection_that_does_not_end_is_named(
 def test_too_little_space_is_refused_before_anything_is_copied(
     host: Host, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PLACE, "_SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr("flox_node.payload.place._SPARE_BYTES", 1 << 60)
     with pytest.raises(RefusedError, match="MiB are free"):
         place(host, payload)
     assert host.files.listdir("/nix/store") == []

@@ -7,8 +7,8 @@ import pytest
 
 from flox_node.errors import CorruptError, FloxNodeError
 from flox_node.host.trees import Entry
-from flox_node.payload import open_payload, verify
-from flox_node.payload.verify import _climbs_out
+from flox_node.payload import open_payload
+from flox_node.payload.verify import _climbs_out, verify
 from tests.unit.payload import samples
 
 LIBC, TOOL = (Path("store") / Path(path).name for path in (samples.LIBC, samples.TOOL))

@@ -16,9 +16,9 @@ from flox_node.environments.annotations import annotation_faults
 from flox_node.host import RunningProcess
 from flox_node.host.probes import FolderProbe, Space
 from flox_node.host.selinux import Mode
-from flox_node.plan import Settings
-from flox_node.plan.doctor import CHECKS, Result, State, daemon, examine, installation, machine, nri, pods
+from flox_node.plan.doctor import CHECKS, Finding, State, daemon, examine, installation, machine, nri, pods
 from flox_node.plan.doctor.check import Verdict
+from flox_node.settings import Settings
 from tests.unit.fake_node import FakeNode
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference.md"
@@ -205,7 +205,7 @@ def test_where_a_containerd_listens_for_plugins_of_nri(version: str, text: str, 
     assert nri.socket_of(effective) == socket
 
 
-def _by_id(node: FakeNode) -> dict[str, Result]:
+def _by_id(node: FakeNode) -> dict[str, Finding]:
     return {result.id: result for result in examine(node.host, Settings())}
 
 

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from flox_node.plan.drift import Change, suspect
+from flox_node.plan.drift import Difference, suspect
 from flox_node.platforms import all_platforms, by_name
 
 BOOT = 1_700_000_000.0
 NODEADM = tuple(platform.renderer for platform in (by_name("eks-al2023"),) if platform.renderer)
 RENDERERS = tuple(platform.renderer for platform in all_platforms() if platform.renderer and platform.renderer.marks)
-CHANGE = Change("/etc/containerd/config.toml", b"version = 2\n", b"version = 2\n# x\n", BOOT + 86400, BOOT, RENDERERS)
+CHANGE = Difference(
+    "/etc/containerd/config.toml", b"version = 2\n", b"version = 2\n# x\n", BOOT + 86400, BOOT, RENDERERS
+)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ CHANGE = Change("/etc/containerd/config.toml", b"version = 2\n", b"version = 2\n
         (replace(CHANGE, changed_at=None), ""),
     ],
 )
-def test_a_change_is_put_down_to_who_leaves_such_marks(change: Change, says: str) -> None:
+def test_a_change_is_put_down_to_who_leaves_such_marks(change: Difference, says: str) -> None:
     assert suspect(change).startswith(says)
     assert bool(suspect(change)) == bool(says)
 

@@ -10,7 +10,9 @@ import pytest
 
 from flox_node.errors import RefusedError
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, Settings, StepResult, image, install, maintenance, status, uninstall
+from flox_node.plan import Outcome, StepResult, image, install, maintenance, uninstall
+from flox_node.plan.status import status
+from flox_node.settings import Settings
 from flox_node.state.ledger import Ledger
 from tests.unit.fake_node import PLUGIN, FakeNode
 

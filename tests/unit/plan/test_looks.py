@@ -11,7 +11,8 @@ import pytest
 
 from flox_node.containerd.config import effective
 from flox_node.payload import Payload
-from flox_node.plan import Settings, StepResult, install, preview
+from flox_node.plan import StepResult, install, preview
+from flox_node.settings import Settings
 from tests.unit.fake_node import FakeNode
 
 SETTINGS = Settings()

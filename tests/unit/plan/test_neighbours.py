@@ -13,10 +13,12 @@ import pytest
 from flox_node.errors import InUseError, OutsideError, RefusedError
 from flox_node.host import HostFiles
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
+from flox_node.plan import Outcome, StepResult, install, preview, uninstall
 from flox_node.plan.doctor import examine
 from flox_node.plan.heal import OursToBlameError
 from flox_node.plan.maintenance import boot
+from flox_node.plan.status import status
+from flox_node.settings import Settings
 from tests.unit.fake_node import KUBEADM, PLUGIN, FakeNode
 
 SETTINGS = Settings()

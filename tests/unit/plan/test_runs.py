@@ -15,7 +15,9 @@ from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, 
 from flox_node.host import HostFiles, selinux
 from flox_node.host.lock import exclusive
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, Settings, StepResult, install, preview, status, uninstall
+from flox_node.plan import Outcome, StepResult, install, preview, uninstall
+from flox_node.plan.status import status
+from flox_node.settings import Settings
 from flox_node.state.ledger import JOURNAL, RECEIPT, Ledger
 from tests.unit.fake_node import KUBEADM, FakeNode
 from tests.unit.plan.conftest import HASH

@@ -9,8 +9,9 @@ import pytest
 
 from flox_node.errors import FloxNodeError, InUseError, RefusedError, UsageError
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, Settings, StepResult, agreement, install, preview, preview_uninstall, uninstall
+from flox_node.plan import Outcome, StepResult, agreement, install, preview, preview_uninstall, uninstall
 from flox_node.plan.saved import SavedPlan, parse
+from flox_node.settings import Settings
 from tests.unit.fake_node import KUBEADM, FakeNode
 
 SETTINGS = Settings(restarts_per_hour=9, deadline_s=30.0)

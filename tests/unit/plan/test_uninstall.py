@@ -11,7 +11,9 @@ import pytest
 
 from flox_node.host import mounts
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, Settings, StepResult, install, status, uninstall
+from flox_node.plan import Outcome, StepResult, install, uninstall
+from flox_node.plan.status import status
+from flox_node.settings import Settings
 from flox_node.state.ledger import RECEIPT
 from tests.unit.fake_node import FakeNode
 

@@ -38,7 +38,7 @@ class Change:
     deadline_s: float
 
 
-def carry_out(host: Host, found: Daemon, before: CriStatus, change: Change, progress: Progress) -> None:
+def make_live(host: Host, found: Daemon, before: CriStatus, change: Change, progress: Progress) -> None:
     """Write, restart, ask the CRI, confirm. Each step is told to `progress` when it is done.
 
     Raises:

@@ -1,6 +1,6 @@
 """`flox-node doctor`: what of a node keeps Flox pods from running, each with its cause and what to do."""
 
-from flox_node.plan.doctor.check import Result, State
+from flox_node.plan.doctor.check import Finding, State
 from flox_node.plan.doctor.examination import CHECKS, examine
 
-__all__ = ["CHECKS", "Result", "State", "examine"]
+__all__ = ["CHECKS", "Finding", "State", "examine"]

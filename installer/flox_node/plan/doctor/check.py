@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from flox_node.errors import FloxNodeError
-from flox_node.findings import Result, State, Verdict, ok, problem, skipped, told, warning
+from flox_node.findings import Finding, State, Verdict, ok, problem, skipped, told, warning
 from flox_node.plan.doctor.node import Node
 
-__all__ = ["Check", "Result", "State", "Verdict", "ok", "problem", "skipped", "told", "warning"]
+__all__ = ["Check", "Finding", "State", "Verdict", "ok", "problem", "skipped", "told", "warning"]
 
 F = TypeVar("F")
 
@@ -25,7 +25,7 @@ class Check(Generic[F]):
     probe: Callable[[Node], F]
     decide: Callable[[F], Verdict]
 
-    def run(self, node: Node) -> Result:
+    def run(self, node: Node) -> Finding:
         """Look and decide; a node that cannot be looked at gives `skipped` with the reason."""
         try:
             verdict = self.decide(self.probe(node))
@@ -33,4 +33,4 @@ class Check(Generic[F]):
             verdict = skipped(error.cause)
         except OSError as error:
             verdict = skipped(f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
-        return Result.of(self.id, self.title, self.remedy, verdict)
+        return Finding.of(self.id, self.title, self.remedy, verdict)

@@ -10,8 +10,9 @@ from typing import Any
 
 from flox_node.actions.paths import BIN, CURRENT, PREFIX
 from flox_node.errors import FloxNodeError
-from flox_node.payload import Manifest, damaged
+from flox_node.payload import Manifest
 from flox_node.payload.manifest import NAME, parse
+from flox_node.payload.place import damaged
 from flox_node.plan import drift
 from flox_node.plan.doctor.check import Check, Verdict, ok, problem, skipped, told
 from flox_node.plan.doctor.node import Node

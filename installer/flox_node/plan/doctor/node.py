@@ -14,7 +14,7 @@ from flox_node.containerd.live.cri import CriStatus, Sandbox
 from flox_node.errors import FloxNodeError, OutsideError
 from flox_node.host import Host, RunningProcess
 from flox_node.plan.detect import recognise
-from flox_node.plan.planner import Settings
+from flox_node.settings import Settings
 from flox_node.state.ledger import Ledger
 
 _CONTAINERD_PATH = ("/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin", "/bin")

@@ -13,8 +13,10 @@ from flox_node.containerd.live.nodeadm_check import NODEADM, require_accepted
 from flox_node.errors import RefusedError
 from flox_node.host import Completed, Host, HostFiles
 from flox_node.payload import Payload
-from flox_node.plan import Settings, install, status
+from flox_node.plan import install
+from flox_node.plan.status import status
 from flox_node.platforms import all_platforms, by_name
+from flox_node.settings import Settings
 from tests.unit.fake_node import FakeNode
 
 FRAGMENTS = "/etc/eks/nodeadm.d"

@@ -15,10 +15,12 @@ from flox_node.containerd.live import daemon
 from flox_node.environments.paths import Paths
 from flox_node.host import Host, RunningProcess
 from flox_node.payload import Payload
-from flox_node.plan import Settings, install, preview, status
+from flox_node.plan import install, preview
 from flox_node.plan.bundle import collect
 from flox_node.plan.doctor import examine
+from flox_node.plan.status import status
 from flox_node.platforms.registry import all_platforms
+from flox_node.settings import Settings
 from tests.unit import fake_node
 from tests.unit.fake_node import KUBEADM, FakeNode
 

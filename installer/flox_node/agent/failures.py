@@ -11,7 +11,7 @@ _LONGEST_S = 3600.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Failure:
     """How a failure is told. The next try comes after `first_s` seconds, doubled with each further failure."""
 
     reason: Reason
@@ -23,21 +23,21 @@ class Outcome:
         return float(min(_LONGEST_S, self.first_s * 2 ** min(failures - 1, 10)))
 
 
-_OUTCOMES = {
+_FAILURES = {
     # A refusal is final: the node is not touched, and only another node or other settings change that.
-    "refused": Outcome(Reason.REFUSED, _LONGEST_S, Happening.REFUSED),
+    "refused": Failure(Reason.REFUSED, _LONGEST_S, Happening.REFUSED),
     # Each try restarts containerd twice: it is worth one only now and then.
-    "rolled-back": Outcome(Reason.ROLLED_BACK, 600.0, Happening.ROLLED_BACK),
-    "restart-budget": Outcome(Reason.BUDGET_SPENT, 300.0, Happening.FAILED),
-    "busy": Outcome(Reason.BUSY, 15.0),
-    "in-use": Outcome(Reason.IN_USE, 15.0),
-    "corrupt": Outcome(Reason.CORRUPT, 300.0, Happening.FAILED),
-    "outside": Outcome(Reason.FAILED, 15.0, Happening.FAILED),
-    "usage": Outcome(Reason.INVALID_SETTINGS, 300.0),
+    "rolled-back": Failure(Reason.ROLLED_BACK, 600.0, Happening.ROLLED_BACK),
+    "restart-budget": Failure(Reason.BUDGET_SPENT, 300.0, Happening.FAILED),
+    "busy": Failure(Reason.BUSY, 15.0),
+    "in-use": Failure(Reason.IN_USE, 15.0),
+    "corrupt": Failure(Reason.CORRUPT, 300.0, Happening.FAILED),
+    "outside": Failure(Reason.FAILED, 15.0, Happening.FAILED),
+    "usage": Failure(Reason.INVALID_SETTINGS, 300.0),
 }
-_BUG = Outcome(Reason.BUG, 300.0, Happening.FAILED)
+_BUG = Failure(Reason.BUG, 300.0, Happening.FAILED)
 
 
-def of(ended: Ended) -> Outcome:
+def of(ended: Ended) -> Failure:
     """What a command that did not end with 0 means."""
-    return _OUTCOMES.get(ended.error, _BUG)
+    return _FAILURES.get(ended.error, _BUG)
