@@ -62,7 +62,10 @@ def start_hub(box: NodeBox, folder: Path) -> HubData:
 
 
 def publish(folder: Path) -> HubData:
-    """A FloxHub with `demo/hello`, which no node has; `demo/web`, busybox beside it; `acme/tool`, for a token."""
+    """A FloxHub with `demo/hello`, which no node has; `demo/web`, busybox beside it; `acme/tool`, for a token.
+
+    `flox/hello`, `flox/redis` and `acme/private` are those of docs/examples.
+    """
     cache = store.binary_cache()
     hello = catalog_package("hello", {"out": cache.hello_store_path})
     busybox = catalog_package("busybox", {"out": cache.busybox_store_path})
@@ -70,6 +73,9 @@ def publish(folder: Path) -> HubData:
     data.publish("demo", "hello", lockfile([hello]))
     data.publish("demo", "web", lockfile([hello, busybox]))
     data.publish("acme", "tool", lockfile([hello]))
+    data.publish("acme", "private", lockfile([hello]))
+    data.publish("flox", "hello", lockfile([hello]))
+    data.publish("flox", "redis", lockfile([catalog_package("redis", {"out": cache.redis_store_path})]))
     data.restrict("acme", PRIVATE_TOKEN)
     return data
 

@@ -104,6 +104,7 @@ class BinaryCache:
     hello_store_path: str
     busybox_store_path: str
     activations_store_path: str
+    redis_store_path: str
 
 
 class _Processes(Processes):
@@ -166,11 +167,13 @@ def extended(folder: Path, origin: Store) -> Builder:
 
 
 def binary_cache() -> BinaryCache:
-    """The signed binary cache with `hello` and the double of flox-activations, for environments of the tests."""
+    """The signed binary cache with `hello`, redis and the double of flox-activations, for the tests' environments."""
     recipe = {"store": base().root.name, "activations": golang.sources(_DOUBLES / "flox-activations")}
     folder = cache.artefact("binary-cache", recipe | {"revision": REVISION, "code": _own_digest()}, _build_cache)
     known = json.loads((folder / "cache.json").read_text())
-    return BinaryCache(folder / "cache", known["public_key"], known["hello"], known["busybox"], known["activations"])
+    return BinaryCache(
+        folder / "cache", known["public_key"], known["hello"], known["busybox"], known["activations"], known["redis"]
+    )
 
 
 def save(store: Store) -> None:
@@ -308,9 +311,27 @@ def _build_cache(folder: Path) -> None:
     activations_path = builder.add(
         "activations", "flox-activations-1.14.1", golang.sources(_DOUBLES / "flox-activations"), activations
     )
+    packages = folder / "debian"
+    debian.unpack("trixie", ["redis-server"], packages)
+    programs = [(packages / "usr/bin" / name).resolve() for name in ("redis-server", "redis-cli")]
+    libc = builder.paths["glibc"]
+
+    def redis(out: Path, path: str) -> None:
+        needed = _needed(programs, packages / _LIBRARIES)
+        _copy_libraries(packages, sorted({*needed, *_NOT_NEEDED} - {*_LIBC, _LOADER}), out)
+        (out / "bin").mkdir()
+        for program, name in zip(programs, ("redis-server", "redis-cli"), strict=True):
+            shutil.copy(program, out / "bin" / name)
+            relocate(out / "bin" / name, (f"{path}/lib", f"{libc}/lib"), f"{libc}/lib/{_LOADER}")
+        for library in (out / "lib").iterdir():
+            relocate(library, (f"{path}/lib", f"{libc}/lib"), None)
+
+    version = _version(packages, "redis-server")
+    redis_path = builder.add("redis", f"redis-{version.replace(':', '-')}", [libc, version], redis)
+    shutil.rmtree(packages)
     store = builder.finish()
     hello, busybox = store.paths["hello"], store.paths["busybox"]
-    cached = (hello, busybox, activations_path)
+    cached = (hello, busybox, activations_path, redis_path)
     nix = f"{store.paths['nix']}/bin/nix"
     secret = store.run(nix, "key", "generate-secret", "--key-name", KEY_NAME)
     public = store.run(nix, "key", "convert-secret-to-public", input=secret).decode().strip()
@@ -318,7 +339,13 @@ def _build_cache(folder: Path) -> None:
     store.run(nix, "copy", "--to", "file:///cache?secret-key=/secret&compression=zstd", *cached)
     (store.root / "cache").rename(folder / "cache")
     shutil.rmtree(store.root)
-    known = {"public_key": public, "hello": hello, "busybox": busybox, "activations": activations_path}
+    known = {
+        "public_key": public,
+        "hello": hello,
+        "busybox": busybox,
+        "activations": activations_path,
+        "redis": redis_path,
+    }
     (folder / "cache.json").write_text(json.dumps(known))
 
 
