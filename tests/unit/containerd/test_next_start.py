@@ -8,7 +8,7 @@ import pytest
 
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import MapReader, load
-from flox_node.containerd.config.registration import K0s, Rancher, Registration, Template
+from flox_node.containerd.config.registration import K0s, Rancher, Registration, Relocated, Template
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live import pending
 from flox_node.containerd.live.cri import CriStatus, RuntimeHandler
@@ -156,3 +156,20 @@ def test_a_configuration_that_is_dead_is_told_whatever_its_age(tmp_path: Path) -
     assert load("/c", MapReader({"/c": text.encode()}), ContainerdVersion.parse("1.7.24")).state == "dead"
     told = found(tmp_path, Plain("/etc/containerd/config.toml"), {"/etc/containerd/config.toml": text}, (), "1.7.24")
     assert "containerd would not start with it as it is now" in told
+
+
+def test_without_our_copy_it_is_the_vendor_s_file_that_containerd_starts_with(tmp_path: Path) -> None:
+    vendor, copy = "/usr/share/containerd/config.toml", "/etc/containerd/config.toml"
+    unit = "/etc/systemd/system/containerd.service.d/90-flox-node.conf"
+    # runc as the vendor has it is not what containerd has built in.
+    text = f'{rendered(V2)}  [plugins."{V2}".containerd.runtimes.runc.options]\n    BinaryName = "/usr/bin/crun"\n'
+    registration = Relocated(copy, vendor, unit)
+    before = MapReader({vendor: text.encode()})
+    edits = registration.edits(before, ContainerdVersion.parse("1.7.24"), FLOX, adopt=False)
+    files = {vendor: text, **{edit.path: (edit.after or b"").decode() for edit in edits}}
+
+    host = Host(Files(tmp_path, files, (copy, unit)), Clock(), None)  # type: ignore[arg-type]
+    options = {"BinaryName": "/usr/bin/crun"}
+    status = CriStatus("1.7.24", {"runc": RuntimeHandler("runc", "io.containerd.runc.v2", options, None)}, "runc", {})
+    running = Running(Daemon("/run/x.sock", 7, "/usr/bin/containerd", copy, "x.service", ()), status)
+    assert pending.find(host, running, registration, FLOX) == ()

@@ -36,8 +36,9 @@ class Pending:
 
 def find(host: Host, running: Running, registration: Registration, handler: Handler) -> tuple[Pending, ...]:
     """What a restart of this containerd would change beside the handler; () where it would come back as it is."""
-    version, root = running.version, registration.config
+    version = running.version
     coming = registration.next_start(host.files, version, handler)
+    root = coming.root or registration.config
     withdrawn = {edit.path: edit.after for edit in registration.withdrawals(host.files, version, handler)}
     then = load(root, MapReader({**coming.files, **withdrawn}, host.files), version)
     changed = list(_changed_since(host, running, then, coming))

@@ -19,12 +19,13 @@ class NextStart:
     """What the platform makes of its own inputs when it starts containerd the next time, without us.
 
     `inputs` are the files and folders that it reads, `files` what it will have written then, as far as it is known;
-    `untold` says why it is not.
+    `untold` says why it is not. `root` is the file that containerd is started with then, where that is another one.
     """
 
     inputs: tuple[str, ...] = ()
     files: Mapping[str, bytes | None] = field(default_factory=dict)
     untold: str = ""
+    root: str = ""
 
 
 class Registration(Protocol):

@@ -80,5 +80,7 @@ class Relocated:
         )
 
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
-        """See Registration."""
-        return NextStart()
+        """See Registration. Without our copy it is the vendor's file."""
+        edits = self.withdrawals(reader, version, handler)
+        gone = any(edit.path == self.config and edit.after is None for edit in edits)
+        return NextStart(root=self.vendor if gone else "")
