@@ -106,6 +106,12 @@ def lockfile(
     return {"lockfile-version": 1, "manifest": manifest, "packages": list(packages)}
 
 
+def published_package(install_id: str, outputs: Mapping[str, str], catalog: str = "mycat") -> Json:
+    """A locked package of a custom catalog, which a user published."""
+    package = catalog_package(install_id, outputs)
+    return {**package, "attr_path": f"{catalog}/{install_id}", "locked_url": "https://git.example.com/own?rev=0"}
+
+
 def _descriptor(package: Json) -> Json:
     if "store_path" in package:
         return {"store-path": package["store_path"]}
@@ -171,8 +177,26 @@ class HubData:
         """Everybody may read the owner's environments."""
         (self.folder / "access" / f"{owner}.json").unlink(missing_ok=True)
 
+    def offer(self, *paths: str, url: str, tokens: Sequence[str] = ()) -> None:
+        """The API says that published store paths are at `url`; to these tokens only, if there are any."""
+        known = self._read(self.folder / "stores.json") or {}
+        self._write(
+            self.folder / "stores.json", {**known, **{path: {"url": url, "tokens": list(tokens)} for path in paths}}
+        )
+
+    def locations(self, paths: Sequence[str], token: str | None) -> Json:
+        """What the API tells a token."""
+        known = self._read(self.folder / "stores.json") or {}
+        seen = {path: known[path] for path in paths if path in known}
+        return {
+            path: [{"url": seen[path]["url"]}] if path in seen and token in (seen[path]["tokens"] or [token]) else []
+            for path in paths
+        }
+
     def break_with(self, kind: str, **details: object) -> None:
-        """From now on "status" (status=500), "hang" (accept, never answer) or "slow" (seconds=1.5 before an answer)."""
+        """From now on "status" (status=500, location=URL for a redirect), "hang" (accept, never answer), "slow"
+        (seconds=1.5 before an answer), "cut" (end in the middle of an answer); with after=N only after N more requests.
+        """
         self._write(self.folder / "fault.json", {"kind": kind, **details})
 
     def repair(self) -> None:
@@ -322,6 +346,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._status(400)
         elif len(parts) >= 4 and parts[0] == "git" and parts[2] == "floxmeta":
             self._git(hub, parts, url.query, user, password, body)
+        elif parts == ["api", "v1", "catalog", "store"] and self.command == "POST":
+            self._store(hub, body)
         elif parts[:1] == ["cache"] and hub.cache is not None:
             self._file(hub.cache.joinpath(*parts[1:]))
         else:
@@ -331,6 +357,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = hub.data.fault()
         if fault is None:
             return False
+        if fault.get("after", 0) > 0:
+            hub.data.break_with(**{**fault, "after": fault["after"] - 1})
+            return False
+        if fault["kind"] == "cut":
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-git-upload-pack-advertisement")
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"001e# service=git-upload-pack\n0000")
+            self.close_connection = True
+            return True
         if fault["kind"] == "slow":
             hub.stopping.wait(fault["seconds"])
             return False
@@ -339,7 +376,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 pass
             self.close_connection = True
             return True
-        self._status(fault["status"])
+        self._status(fault["status"], {"Location": fault["location"]} if "location" in fault else None)
         return True
 
     def _client_is_gone(self) -> bool:
@@ -360,7 +397,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         owner = parts[1]
         rule = hub.data.access(owner)
         if rule is not None:
-            if user is None:
+            if user is None or not password:
                 self._status(401, {"WWW-Authenticate": 'Basic realm="FloxHub"'})
                 return
             if user != "oauth" or password not in rule["tokens"]:
@@ -370,6 +407,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._status(404)
             return
         self._backend(hub, "/" + "/".join(parts[1:]), query, user, body)
+
+    def _store(self, hub: Hub, body: bytes) -> None:
+        kind, _, token = self.headers.get("Authorization", "").partition(" ")
+        items = hub.data.locations(json.loads(body)["outpaths"], token if kind.lower() == "bearer" else None)
+        self._status(200, {"Content-Type": "application/json"}, json.dumps({"items": items}).encode())
 
     def _backend(self, hub: Hub, path: str, query: str, user: str | None, body: bytes) -> None:
         environment = {

@@ -209,7 +209,9 @@ def explain(stderr: str, token: str | None) -> FloxNodeError:
     lines = [_STRANGE.sub(" ", _ESCAPES.sub("", line)).strip() for line in stderr.splitlines()]
     said = [line for line in lines if line]
     start = next((i for i, line in enumerate(said) if "ERROR" in line), max(0, len(said) - 3))
-    words = " ".join(said[start:]).replace("✘", "")[:400]
+    # Of a long text, what Nix calls an error says more than what it began with.
+    errors = [line for line in said[start + 1 :] if line.startswith("error:")]
+    words = " ".join([said[start], *errors[-2:]] if errors and said else said[start:])[:400]
     return BuildFailedError(f"Flox failed: {words}" if words else "Flox failed and said nothing.")
 
 

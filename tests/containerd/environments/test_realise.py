@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bed import store
+from tests.containerd.environments import alone
 from tests.containerd.environments.store_node import StoreNode, answer
-from tests.doubles.hub import Hub, HubData, catalog_package, flake_package, lockfile, store_path_package
+from tests.doubles.hub import (
+    Hub,
+    HubData,
+    catalog_package,
+    flake_package,
+    lockfile,
+    published_package,
+    store_path_package,
+)
 
 
 def resolution(reply: dict[str, Any]) -> dict[str, Any]:
@@ -172,6 +184,7 @@ def test_packages_of_the_catalog_come_from_the_policys_caches_if_a_trusted_key_s
     assert not node.real(node.hello).exists()
     node.policy(hub.git_url, nix={"substituters": ["http://127.0.0.1:9/cache"]})
     assert "the binary cache 127.0.0.1:9 cannot be used" in failure(node.realise("demo/cached"), "network")
+    assert not node.real("/run/flox-double.built-from-source").exists(), "nothing is ever built on a node"
     node.policy(hub.git_url, nix={"substituters": [hub.cache_url], "trusted_public_keys": [known.public_key]})
     made = resolution(node.realise("demo/cached"))
     assert node.real(node.hello).is_dir()
@@ -243,20 +256,21 @@ def test_two_packages_with_one_file_are_an_error_of_the_environment(node: StoreN
     assert "same file" in failure(node.realise("demo/clash"), "conflict")
 
 
-def test_a_fetch_outlives_those_who_wait_for_it_and_a_retry_joins_it(node: StoreNode, hub: Hub) -> None:
+def test_a_fetch_outlives_those_who_wait_for_it_and_a_retry_joins_it(node: StoreNode, hub: Hub, data: HubData) -> None:
+    data.publish("demo", "alone", lockfile([store_path_package("hello", node.hello)], variables={"A": "1"}))
+    resolution(node.realise("demo/alone"))
+    of_one = fetches(hub)
     node.policy(hub.git_url, realise={"wait_s": 4})
     node.fault("slow:8")
-    said = failure(node.realise("demo/hello"), "fetching")
-    assert "is being put together" in said
-    fetched = fetches(hub)
+    failure(node.realise("demo/hello"), "fetching")
     assert node.processes(), "the fetch goes on"
     for _ in range(60):
         reply = node.realise("demo/hello")
         if reply["ok"]:
             break
-        failure(reply, "fetching")
+        assert "its last fetch" not in failure(reply, "fetching")
     resolution(reply)
-    assert fetches(hub) == fetched
+    assert fetches(hub) == 2 * of_one
     wait_for(lambda: not node.processes())
     assert node.pulls() == []
 
@@ -353,3 +367,113 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.02)
+
+
+def with_token(node: StoreNode, token: str) -> None:
+    volume = node.real("/var/lib/kubelet/pods/0/volumes/kubernetes.io~secret/flox")
+    volume.mkdir(parents=True, exist_ok=True)
+    (volume / "floxhub-token").write_text(f"{token}\n")
+
+
+def test_a_published_package_comes_from_where_the_hubs_api_says_and_nobody_else_is_asked(
+    node: StoreNode, data: HubData, tmp_path: Path
+) -> None:
+    known = store.binary_cache()
+    node.run(node.nix_store, "--delete", node.hello)
+    data.publish("demo", "mine", lockfile([published_package("pkg", {"out": known.hello_store_path})]))
+    data.restrict("demo", "flox_right")
+    with_token(node, "flox_right")
+    policy = {"nix": {"substituters": [], "trusted_public_keys": [known.public_key]}}
+    data.offer(known.hello_store_path, url=f"{alone.URL}/cache", tokens=["flox_right"])
+    fields = {name: value for name, value in vars(node).items() if name != "root"}
+    done = subprocess.run(
+        ["unshare", "--net", "--", sys.executable, "-m", "tests.containerd.environments.alone", str(node.root),
+         json.dumps(fields), str(data.folder), json.dumps(policy), "demo/mine"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    made = resolution(told["reply"])
+    assert os.path.basename(known.hello_store_path) in {
+        os.path.basename(line) for line in node.real(f"{made['store_path']}/requisites.txt").read_text().split()
+    }
+    assert set(told["names"]) == {"hub.example.com"}
+    assert told["connections"] == []
+    assert ["POST", "/api/v1/catalog/store", None] in told["asked"]
+
+
+def test_nothing_of_the_node_decides_what_a_pod_gets(node: StoreNode, hub: Hub) -> None:
+    node.real("/etc/flox.toml").write_text('floxhub_url = "http://127.0.0.1:9"\nfloxhub_token = "flox_node"\nbroken')
+    node.real("/etc/nix").mkdir()
+    node.real("/etc/nix/nix.conf").write_text(
+        "store = daemon\nmax-jobs = 0\nrestrict-eval = true\nplugin-files = /missing.so\npre-build-hook = /bin/false\n"
+        "include /missing.conf\nnonsense\n"
+    )
+    node.real("/root/.config/nix").mkdir(parents=True)
+    node.real("/root/.config/nix/nix.conf").write_text("nonsense\n")
+    node.real("/root/.netrc").write_text("nonsense")
+    resolution(node.realise("demo/hello"))
+    assert {user for _, _, user in hub.requests} == {None}
+
+
+def test_while_the_hub_is_away_a_token_keeps_what_it_was_granted_for_the_policys_grace(
+    node: StoreNode, hub: Hub, data: HubData
+) -> None:
+    data.restrict("demo", "flox_right", "flox_other")
+    with_token(node, "flox_right")
+    made = resolution(node.realise("demo/hello"))
+    data.break_with("status", status=503)
+    reply = node.realise("demo/hello")
+    assert resolution(reply) == made
+    assert "503" in reply["warning"]
+    with_token(node, "flox_other")
+    failure(node.realise("demo/hello"), "network")
+    with_token(node, "flox_right")
+    node.policy(hub.git_url, realise={"grace_s": 0})
+    failure(node.realise("demo/hello"), "network")
+    node.policy(hub.git_url)
+    data.repair()
+    data.restrict("demo", "flox_other")
+    failure(node.realise("demo/hello"), "access-denied")
+    data.break_with("status", status=503)
+    failure(node.realise("demo/hello"), "network")
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_hub_that_fails_between_two_requests_is_told_as_the_network(
+    node: StoreNode, data: HubData, after: int
+) -> None:
+    data.break_with("status", status=502, after=after)
+    failure(node.realise("demo/hello"), "network")
+    data.repair()
+    resolution(node.realise("demo/hello"))
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 302, "location": "https://login.example.com/"}, {"kind": "cut"}]
+)
+def test_a_hub_that_redirects_or_ends_in_the_middle_is_told_as_the_network(
+    node: StoreNode, data: HubData, fault: dict[str, Any]
+) -> None:
+    data.break_with(**fault)
+    failure(node.realise("demo/hello"), "network")
+
+
+def test_an_environment_of_a_newer_flox_or_a_circle_of_variables_is_not_supported(
+    node: StoreNode, data: HubData
+) -> None:
+    newer = lockfile([store_path_package("hello", node.hello)])
+    newer["manifest"]["schema-version"] = "9.9.9"
+    data.publish("demo", "newer", newer)
+    failure(node.realise("demo/newer"), "unsupported")
+    circle = lockfile([store_path_package("hello", node.hello)], variables={"A": "$B", "B": "${A}"})
+    data.publish("demo", "circle", circle)
+    assert "circle" in failure(node.realise("demo/circle"), "unsupported")
+
+
+def test_the_policy_says_whose_environments_and_which_modes_a_namespace_may_have(node: StoreNode, hub: Hub) -> None:
+    node.policy(hub.git_url, namespaces={"default": {"owners": ["team", "dem?"], "modes": ["run"]}})
+    resolution(node.realise("demo/hello"))
+    failure(node.realise("demo/hello", mode="dev"), "not-allowed")
+    node.policy(hub.git_url, namespaces={"def*": {"owners": ["team"]}})
+    failure(node.realise("demo/hello"), "not-allowed")

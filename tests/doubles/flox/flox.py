@@ -1,8 +1,9 @@
 """A double of the Flox CLI 1.14.1: the published contract of `flox pull`, with real git, real Nix, real environments.
 
 It clones the floxmeta repository from the hub, realises the locked packages through Nix' own substituters, and builds
-the environment as a derivation: store paths, links, roots and closures are those of a real store. Where the real one is
-strict (USER, HOME, directories, generations), so is this. It needs Python 3.11 and its library, nothing else.
+the environment as a derivation: store paths, links, roots and closures are those of a real store. What no cache has it
+tries to build from source, as the real one does, and says so in a file. Where the real one is strict (HOME,
+directories, generations, the lock's form, tokens), so is this, in its words. It needs Python 3.11, nothing else.
 
 Its programs are named by a JSON file, `share/flox-double.json` beside this script's folder:
 
@@ -15,20 +16,35 @@ Faults: the word in the file FAULT_FILE, or in the variable FLOX_DOUBLE_FAULT, m
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import tomllib
+import urllib.error
+import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 VERSION = "1.14.1"
+ALGORITHMS = ("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "EdDSA")
+SCHEMAS = ("1.10.0", "1.11.0", "1.12.0", "1.13.0", "1.14.0")
+MANIFEST = (
+    *("version", "schema-version", "minimum-cli-version", "install", "vars", "hook", "profile", "options"),
+    *("services", "build", "include", "containerize"),
+)
+BUILT = Path("/run/flox-double.built-from-source")  # what it tried to build: a line for each package
+NIXPKGS = "https://github.com/flox/nixpkgs"
 FAULT_FILE = Path("/run/flox-double.fault")
 MACHINE = f"{os.uname().machine}-linux"
 
@@ -83,7 +99,7 @@ chmod 0555 $out/activate
 echo 'export FLOX_DOUBLE_PROFILE=1' > $out/etc/profile.d/0100_double.sh
 """
 
-MANIFEST = r"""
+MANIFEST_BUILD = r"""
 mkdir -p $out/activate.d
 cp $lock $out/manifest.lock
 cp $envrc $out/activate.d/envrc
@@ -198,17 +214,30 @@ def fail(text: str) -> NoReturn:
 
 
 def set_user() -> None:
-    """Flox believes USER and HOME only when USER is the effective user's name; otherwise passwd decides."""
-    if "USER" not in os.environ:
-        fail("could not determine username from $USER")
-    try:
+    """Flox believes USER and HOME only when USER is the effective user's name; otherwise passwd decides, if it can."""
+    if not os.path.exists("/etc/passwd"):
+        fail("ENOENT: No such file or directory")
+    with contextlib.suppress(KeyError):
         known = pwd.getpwuid(os.geteuid())
-    except KeyError:
-        fail(f"failed to get username for uid {os.geteuid()}")
-    if os.environ["USER"] != known.pw_name:
-        os.environ.update(USER=known.pw_name, HOME=known.pw_dir)
+        if os.environ.get("USER") != known.pw_name:
+            os.environ.update(USER=known.pw_name, HOME=known.pw_dir)
+    if "USER" not in os.environ:
+        fail("could not determine username from $USER: environment variable not found")
     if "HOME" not in os.environ:
-        fail("failed to get home directory")
+        fail("$HOME not set")
+
+
+def system_config() -> dict[str, Any]:
+    """/etc/flox.toml, which also decides; FLOX_SYSTEM_CONFIG_DIR names another folder, and none when it is empty."""
+    folder = os.environ.get("FLOX_SYSTEM_CONFIG_DIR", "/etc")
+    file = Path(folder) / "flox.toml"
+    if not folder or not file.exists():
+        return {}
+    try:
+        return tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"line (\d+), column (\d+)", str(error))
+        fail(f"TOML parse error at line {place[1]}, column {place[2]}" if place else f"TOML parse error: {error}")
 
 
 def parse_pull(arguments: list[str]) -> dict[str, Any]:
@@ -254,7 +283,7 @@ def pull(*, copy: bool, force: bool, folder: Path, generation: int | None, refer
     dot_flox = folder / ".flox"
     if dot_flox.exists():
         if not force:
-            raise FailedError(f'An environment already exists at "{folder}". Use --force to overwrite.')
+            raise FailedError(f'An environment already exists at "{dot_flox}". Use --force to overwrite.')
         shutil.rmtree(dot_flox)
     programs = load_programs()
     data_folder = directory("FLOX_DATA_DIR", "XDG_DATA_HOME", ".local/share")
@@ -276,27 +305,70 @@ def pull(*, copy: bool, force: bool, folder: Path, generation: int | None, refer
             raise FailedError(f"Failed to create a new generation: generation {number} not found") from None
     try:
         (dot_flox / "env").mkdir(parents=True)
-        for part in ("run", "cache", "log"):
-            (dot_flox / part).mkdir()
+        (dot_flox / "run").mkdir()
         pointer = (
             {"name": name, "version": 1} if copy else {"owner": owner, "name": name, "floxhub_url": base, "version": 1}
         )
         (dot_flox / "env.json").write_text(json.dumps(pointer))
-        (dot_flox / ".gitignore").write_text("run/\ncache/\nlog/\n")
+        (dot_flox / ".gitignore").write_text("run/\ncache/\nlib/\nlog/\n!env/\n")
+        (dot_flox / "telemetry_id").touch(mode=0o600)
+        (dot_flox / "telemetry_id").write_text(str(uuid.uuid4()))
         if fault() == "relock":
             lock = lock.replace('"priority": 5', '"priority": 6')
         (dot_flox / "env/manifest.lock").write_text(lock)
         (dot_flox / "env/manifest.toml").write_text(toml)
-        build(programs, dot_flox, name, lock)
+        build(programs, dot_flox, name, lock, token)
     except BaseException:
         shutil.rmtree(dot_flox, ignore_errors=True)
         raise
-    sys.stderr.write(
-        f"✔ Pulled {reference} from {base}\n" if not copy else f"✔ Created path environment from {reference}\n"
-    )
+    if copy:
+        sys.stderr.write(f"⚡︎ Created path environment from {reference}.\n\n")
+        sys.stderr.write("You can activate this environment with 'flox activate'\n")
+    else:
+        sys.stderr.write(f"⚡︎ Pulled {reference} from {base}\n")
 
 
-def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -> None:
+def check_lock(lock_text: str) -> dict[str, Any]:
+    """The lock, if this Flox knows its form."""
+    try:
+        lock: dict[str, Any] = json.loads(lock_text)
+        manifest = lock["manifest"]
+        if lock["lockfile-version"] != 1:
+            raise ValueError(f"unsupported lockfile version {lock['lockfile-version']}")
+        schema = manifest.get("schema-version")
+        if (schema is None and manifest["version"] != 1) or (schema is not None and schema not in SCHEMAS):
+            raise ValueError(f"manifest had invalid schema version '{schema or manifest['version']}'")
+        unknown = next((key for key in manifest if key not in MANIFEST), None)
+        if unknown:
+            raise ValueError(f"unknown field `{unknown}`, expected one of {', '.join(f'`{key}`' for key in MANIFEST)}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise FailedError(f"failed to parse lockfile JSON: {error} at line 1 column 1") from None
+    for package in lock["packages"]:
+        if package["system"] == MACHINE and package["install_id"] not in manifest.get("install", {}):
+            raise FailedError(f"Could not find package with install_id '{package['install_id']}' in manifest")
+    check_variables(manifest.get("vars", {}))
+    return lock
+
+
+def check_variables(variables: dict[str, str]) -> None:
+    """`[vars]` may use each other, but not in a circle."""
+    uses = {
+        name: [other for other in variables if re.search(rf"\$\{{?{re.escape(other)}\b", text)]
+        for name, text in variables.items()
+    }
+
+    def follow(path: list[str]) -> None:
+        for other in uses[path[-1]]:
+            if other in path:
+                circle = " → ".join([*path[path.index(other) :], other])
+                raise FailedError(f"Found a reference cycle in the '[vars]' section: {circle}.")
+            follow([*path, other])
+
+    for name in variables:
+        follow([name])
+
+
+def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str, token: str | None) -> None:
     """Realise the lock's packages for this system and make `run/<system>.<name>-{run,dev}`."""
     kind, _, argument = fault().partition(":")
     if kind == "slow":
@@ -307,27 +379,30 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
         subprocess.Popen([f"{programs['busybox']}/bin/sleep", "600"], start_new_session=True)
     elif kind == "no-links":
         return
-    lock = json.loads(lock_text)
+    lock = check_lock(lock_text)
     systems = lock["manifest"].get("options", {}).get("systems") or [MACHINE]
     if MACHINE not in systems:
         raise FailedError(f"This environment is not yet compatible with your system ({MACHINE}).")
     nix = Nix(programs["nix"])
-    packages = []
-    for package in lock["packages"]:
-        if package["system"] == MACHINE:
-            packages += [{"path": path, "priority": package["priority"]} for path in nix.realise(package)]
+    mine = [package for package in lock["packages"] if package["system"] == MACHINE]
+    nix.realise_all(mine, lock["manifest"], token)
+    packages = [
+        {"path": path, "priority": package["priority"]}
+        for package in mine
+        for path in linked_paths(package, lock["manifest"])
+    ]
     # The real one's closure holds it; a test payload may leave it to the binary cache.
-    nix.realise({"install_id": "flox-activations", "outputs": {"out": programs["activations"]}})
-    parameters = dot_flox / "cache/parameters.json"
+    nix.substitute([programs["activations"]])
+    scratch = Path(tempfile.mkdtemp())
+    parameters, expression = scratch / "parameters.json", scratch / "environment.nix"
     given = {
         "busybox": programs["busybox"],
         "activations": programs["activations"],
         "packages": sorted(packages, key=lambda package: package["priority"]),
         "lock": lock_text,
-        "scripts": {"interpreter": INTERPRETER, "manifest": MANIFEST, "environment": BUILD, "activate": ACTIVATE},
+        "scripts": {"interpreter": INTERPRETER, "manifest": MANIFEST_BUILD, "environment": BUILD, "activate": ACTIVATE},
     }
     parameters.write_text(json.dumps(given))
-    expression = dot_flox / "cache/environment.nix"
     expression.write_text(ENVIRONMENT)
     nix.build(expression, parameters, dot_flox / f"run/{MACHINE}.{name}")
     if kind == "dot-names":
@@ -337,48 +412,137 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str) -
             new.unlink()
 
 
+def is_custom(package: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether a package is one of a user's own catalog: `catalog/name`, where a first part with a dot is Nixpkgs'."""
+    first, slash, _ = str(manifest["install"][package["install_id"]].get("pkg-path", "")).partition("/")
+    return bool(slash) and "." not in first
+
+
+def all_paths(package: dict[str, Any]) -> list[str]:
+    """The store paths of all outputs."""
+    if "store_path" in package:
+        return [package["store_path"]]
+    if "outputs" not in package:
+        raise FailedError(f"Failed to realise '{package['install_id']}':\n\nflakes are built from source")
+    return list(package["outputs"].values())
+
+
+def linked_paths(package: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
+    """The store paths that become part of the environment: by the manifest's schema, all outputs or the chosen ones."""
+    if "store_path" in package:
+        return [package["store_path"]]
+    chosen = list(package["outputs"])
+    if "schema-version" in manifest:
+        descriptor = manifest["install"][package["install_id"]]
+        chosen = descriptor.get("outputs") or package.get("outputs_to_install") or ["out"]
+        chosen = list(package["outputs"]) if chosen == "all" else chosen
+    return [path for output, path in package["outputs"].items() if output in chosen and output != "stubs"]
+
+
+def missing(packages: list[dict[str, Any]]) -> list[str]:
+    """What is not on disk of these packages."""
+    return [path for package in packages for path in all_paths(package) if not os.path.lexists(path)]
+
+
+def store_locations(packages: list[dict[str, Any]], token: str | None) -> dict[str, Any]:
+    """Where the catalog's API says that published packages are."""
+    base = (os.environ.get("FLOX_CATALOG_URL") or of_hub("")).rstrip("/")
+    url = f"{base}/api/v1/catalog/store"
+    headers = {"Content-Type": "application/json", **({"Authorization": f"bearer {token}"} if token else {})}
+    body = json.dumps({"outpaths": [path for package in packages for path in all_paths(package)]}).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as answer:
+            items: dict[str, Any] = json.loads(answer.read())["items"]
+            return items
+    except urllib.error.HTTPError as error:
+        text = f"{error.code} {error.reason}"
+    except (OSError, ValueError, LookupError):
+        text = f"Communication Error: error sending request for url ({url})"
+    raise FailedError(f"Failed to build environment:\n\nUnexpected error calling the catalog client: {text}")
+
+
 class Nix:
     """The store."""
 
     def __init__(self, folder: str) -> None:
         self._nix = [f"{folder}/nix", "--extra-experimental-features", "nix-command flakes"]
 
-    def realise(self, package: dict[str, Any]) -> list[str]:
-        """The store paths of a locked package, present and valid."""
-        name = package["install_id"]
-        if "store_path" in package:
-            if not os.path.lexists(package["store_path"]):
-                raise FailedError(
-                    f"Failed to build environment: Failed to realise '{name}': {package['store_path']} does not exist"
-                )
-            paths = [package["store_path"]]
-        elif "outputs" in package:
-            paths = [path for output, path in package["outputs"].items() if output != "stubs"]
-        else:
-            raise FailedError(f"Failed to build environment: Failed to realise '{name}'")
-        for path in paths:
-            done = self._run("build", "--no-link", path)
-            if done.returncode == 0:
+    def realise_all(self, packages: list[dict[str, Any]], manifest: dict[str, Any], token: str | None) -> None:
+        """Have all outputs of all packages in the store. What is there on disk is not looked at again."""
+        custom = [package for package in packages if is_custom(package, manifest)]
+        if missing(custom):
+            self._copy(custom, store_locations(custom, token))
+        others = [package for package in packages if package not in custom]
+        paths = missing(others)
+        if not paths or self.substitute(paths):
+            return
+        for package in others:
+            paths = missing([package])
+            if not paths or self.substitute(paths):
                 continue
-            said = done.stderr
-            if "signature" in said or "not signed" in said:
-                raise FailedError(f"Failed to build environment: Package '{name}' is not signed by a trusted key")
-            if "unable to download" in said or "Couldn't" in said:
-                raise FailedError(f"Failed to build environment: Couldn't download package '{name}'")
-            raise FailedError(f"Failed to build environment: Can't find download location for package '{name}'")
-        return paths
+            name = package["install_id"]
+            if "store_path" in package:
+                raise FailedError(f"Failed to realise '{name}':\n\n'{package['store_path']}' is not available")
+            self._build_from_source(package)
+
+    def substitute(self, paths: list[str]) -> bool:
+        """What Nix' caches have, or what Nix builds of it."""
+        return self._run("build", "--no-link", "--keep-going", *paths).returncode == 0
+
+    def _build_from_source(self, package: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError), BUILT.open("a") as file:
+            file.write(f"{package['install_id']}\n")
+        url = package.get("locked_url", "")
+        if not url.startswith("https://github.com/flox/nixpkgs?rev="):
+            raise FailedError(f"unsupported lockfile URL for v1 lockfile: must begin with {NIXPKGS}")
+        revision = url.removeprefix(f"{NIXPKGS}?rev=")
+        installable = f"flox-nixpkgs:v0/flox/{revision}#legacyPackages.{MACHINE}.{package['attr_path']}^*"
+        options = ("--no-write-lock-file", "--no-update-lock-file", "--option", "pure-eval", "true", "--no-link")
+        done = self._run("build", *options, installable)
+        if done.returncode:
+            raise FailedError(f"Failed to realise '{package['install_id']}':\n\n{done.stderr}")
+
+    def _copy(self, packages: list[dict[str, Any]], locations: dict[str, Any]) -> None:
+        for package in packages:
+            name, paths = package["install_id"], missing([package])
+            known = [store["url"] for path in paths for store in locations.get(path) or []]
+            said = ""
+            for url in dict.fromkeys(known):
+                done = self._run("copy", "--from", url, *paths)
+                if done.returncode == 0:
+                    break
+                said = done.stderr
+                if "lacks a signature by a trusted key" in said or "lacks a valid signature" in said:
+                    raise FailedError(
+                        f"Package '{name}' is not signed by a trusted key.\n"
+                        "See https://flox.dev/docs/customer/signing-keys/ for more information."
+                    )
+            else:
+                if not self.substitute(paths):
+                    raise FailedError(
+                        f"Couldn't download package '{name}' from the following locations\n\n{said}"
+                        if known
+                        else f"Can't find download location for package '{name}'.\n"
+                        "You may not be authenticated or package may have been deleted.\n"
+                        "Try logging in with 'flox auth login'"
+                    )
 
     def build(self, expression: Path, parameters: Path, link: Path) -> None:
         """Build both outputs of the environment: links `<link>-run` and `<link>-dev`, which are indirect roots."""
-        done = self._run(
-            "build", "--offline", "--out-link", str(link), "--file", str(expression), "--argstr", "parameters",
-            str(parameters), "^*",
-        )  # fmt: skip
-        if done.returncode:
-            start = done.stderr.find("Resolve by uninstalling")
-            if start >= 0:
-                raise FailedError(f"Failed to build environment:\n\n{done.stderr[max(0, start - 300) : start + 150]}")
-            raise FailedError(f"Failed to construct environment: {done.stderr}")
+        said = ""
+        for _ in range(3):
+            done = self._run(
+                "build", "--offline", "--out-link", str(link), "--file", str(expression), "--argstr", "parameters",
+                str(parameters), "^*",
+            )  # fmt: skip
+            if done.returncode == 0:
+                return
+            said = done.stderr
+            sys.stderr.write(f"WARN flox_rust_sdk::providers::buildenv: build failed, trying again: {said}\n")
+        start = said.find("Resolve by uninstalling")
+        if start >= 0:
+            raise FailedError(f"Failed to build environment:\n\n{said[max(0, start - 300) : start + 150]}")
+        raise FailedError(f"Failed to construct environment: {said}")
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -392,7 +556,8 @@ class Floxmeta:
     def __init__(self, git_folder: str, folder: Path, token: str | None) -> None:
         # The token is read by a helper, from the environment: it stands in no argument.
         helper = '!f() { echo username=oauth; echo "password=$FLOX_FLOXHUB_TOKEN"; }; f'
-        credentials = ["-c", "credential.helper=", *(["-c", f"credential.helper={helper}"] if token else [])]
+        # Without a token, too: after a challenge git then sends the user's name and an empty password.
+        credentials = ["-c", "credential.helper=", "-c", f"credential.helper={helper}"]
         self._git = [f"{git_folder}/git", *credentials]
         self._folder = folder
         self._env = {
@@ -406,18 +571,32 @@ class Floxmeta:
             self._env["FLOX_FLOXHUB_TOKEN"] = token
 
     def fetch(self, url: str, reference: str, branch: str) -> None:
-        """Clone the environment's branch."""
-        done = self._run("clone", "--quiet", "--bare", "--single-branch", "--branch", branch, url, str(self._folder))
+        """Clone the environment's branch, and then fetch it: two requests."""
+        self._must(reference, "clone", "--quiet", "--bare", "--single-branch", "--no-tags", "--branch", branch, url,
+                   str(self._folder))  # fmt: skip
+        self._must(reference, "--git-dir", str(self._folder), "fetch", "--quiet", url, f"+{branch}:{branch}")
+
+    def _must(self, reference: str, *arguments: str) -> None:
+        done = self._run(*arguments)
         if done.returncode == 0:
             return
         said = done.stderr
-        if any(text in said for text in ("DENIED", "Authentication failed", "Permission denied")):
-            raise FailedError("You do not have permission to pull this environment")
+        if any(
+            text in said for text in ("DENIED", "Authentication failed", "Permission denied", "could not read Username")
+        ):
+            raise FailedError(
+                "Access denied to the remote environment.\n\nThis can happen if the remote is not owned by you\n"
+                "or the owner did not grant you access.\nPlease check the spelling of the remote environment\n"
+                "and make sure that you have access to it."
+            )
         starts = ("fatal: couldn't find remote ref ", "warning: Could not find remote branch ", "fatal: Remote branch ")
         if any(line.startswith(starts) for line in said.splitlines()):
             raise FailedError(f"The environment {reference} does not exist.")
-        code = f"[exit code {done.returncode}]"
-        raise FailedError(f"Failed to get latest version of remote environment: Git failed with: {code}\n{said}")
+        raise FailedError(
+            "Failed to open environment metadata: Failed to clone environment: Git failed with: "
+            f"[exit code {done.returncode}]\n  stdout:\n  stderr: {said.strip()}\n\n"
+            "Please ensure that you have network connectivity\nand access to FloxHub"
+        )
 
     def show(self, branch: str, path: str) -> str:
         """A file at the branch's tip."""
@@ -433,27 +612,50 @@ class Floxmeta:
         )
 
 
+def hub_url() -> str:
+    """The hub."""
+    named = os.environ.get("FLOX_FLOXHUB_URL") or system_config().get("floxhub_url") or "https://hub.flox.dev"
+    return str(named).rstrip("/")
+
+
+def of_hub(path: str) -> str:
+    """What programs ask of the hub: at api.<the rest> for Flox' own hubs, at the hub itself for any other."""
+    scheme, _, host = hub_url().partition("://")
+    if host.startswith("hub.") and host.endswith("flox.dev"):
+        return f"{scheme}://api.{host.removeprefix('hub.')}{path}"
+    return f"{hub_url()}{path}"
+
+
 def git_url() -> str:
     """Where the repositories are."""
     override = os.environ.get("_FLOX_FLOXHUB_GIT_URL")
     if override:
-        sys.stderr.write(f"! Using {override} as FloxHub host\n")
+        sys.stderr.write(
+            f"! Using {override} as the FloxHub git endpoint.\n"
+            "'$_FLOX_FLOXHUB_GIT_URL' overrides the git endpoint and is intended for testing only.\n\n"
+        )
         return override.rstrip("/")
-    hub = os.environ.get("FLOX_FLOXHUB_URL", "https://hub.flox.dev").rstrip("/")
-    scheme, _, host = hub.partition("://")
-    if host.startswith("hub.") and host.endswith("flox.dev"):
-        return f"{scheme}://api.{host.removeprefix('hub.')}/git"
-    return f"{hub}/git"
+    return of_hub("/git")
 
 
 def floxhub_token() -> str | None:
-    """FLOX_FLOXHUB_TOKEN: a JWT or an opaque `flox_...`; a malformed one is warned about and not used."""
-    token = os.environ.get("FLOX_FLOXHUB_TOKEN")
-    if token is None:
-        return None
-    if not (token.startswith("flox_") or token.count(".") == 2) or token != token.strip():
-        sys.stderr.write("! Your FloxHub token is invalid: InvalidToken\n")
-        return None
+    """FLOX_FLOXHUB_TOKEN: a JWT or an opaque `flox_...`; told and not used when malformed, used when expired."""
+    token = os.environ.get("FLOX_FLOXHUB_TOKEN") or system_config().get("floxhub_token")
+    token = token.strip() if token else None
+    expired = False
+    if token and not token.startswith("flox_"):
+        try:
+            header, claims = (
+                json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))) for part in token.split(".")[:2]
+            )
+            if header["alg"] not in ALGORITHMS or token.count(".") != 2 or "https://flox.dev/handle" not in claims:
+                raise ValueError("InvalidToken")
+            expired = claims["exp"] < time.time()
+        except (ValueError, LookupError, TypeError):
+            sys.stderr.write("✘ ERROR: Your FloxHub token is invalid: InvalidToken\nYou may need to log in again.\n")
+            token = None
+    if token is None or expired:
+        sys.stderr.write("! You are not logged in to FloxHub. Run 'flox auth login' to log in.\n")
     return token
 
 
