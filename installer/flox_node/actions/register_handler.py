@@ -163,7 +163,7 @@ class RegisterHandler(Action[HandlerGap]):
             self._require_nothing_pending(host, running)
             restart.require_safe(host, running.daemon)
             put_script(host)
-            judge = self._lenient(host, running, self._judge_removal)
+            judge = self._lenient(host, running, edits, self._judge_removal)
             change = Change(edits, judge, dict, self.deadline_s)
             make_live(host, running.daemon, running.status, change, progress)
         else:
@@ -249,7 +249,7 @@ class RegisterHandler(Action[HandlerGap]):
             config = self.registration.config
             unproven = proof.prove(host, running.daemon, running.version, edits, self._handler(), config)
             progress(f"not proven: {unproven}" if unproven else "proven")
-        judge = self._lenient(host, running, self._judge)
+        judge = self._lenient(host, running, edits, self._judge)
         change = Change(edits, judge, lambda: self._without_ours(host, running), self.deadline_s)
         make_live(host, running.daemon, running.status, change, progress)
 
@@ -285,17 +285,19 @@ class RegisterHandler(Action[HandlerGap]):
         live = status.handlers.get(self.handler)
         return live is not None and live.binary_name == self.binary_name
 
-    def _lenient(self, host: Host, running: Running, judge: Judge) -> Judge:
+    def _lenient(self, host: Host, running: Running, edits: Iterable[Edit], judge: Judge) -> Judge:
         """The same judge, who takes it for no loss that a handler becomes what it is without us.
 
         A neighbour's or an administrator's new files beside what we wrote for the old ones can have shaped it.
         """
-        effective = load(self.registration.config, host.files, running.version)
-        shaped = shaped_by_us(effective, self._handler())
+        files = MapReader({edit.path: edit.before for edit in edits}, host.files)  # as they were before
 
         def judged(before: CriStatus, after: CriStatus) -> None:
+            with contextlib.suppress(OutsideError):
+                return judge(before, after)
+            shaped = shaped_by_us(load(self.registration.config, files, running.version), self._handler())
             kept = {name: handler for name, handler in before.handlers.items() if name not in shaped}
-            judge(replace(before, handlers=kept), after)
+            return judge(replace(before, handlers=kept), after)
 
         return judged
 

@@ -74,6 +74,8 @@ def without_us(effective: Effective, handler: Handler) -> Effective:
     for file in _every_file(effective, reader, files):
         if file.path not in files and (bare := cut_out(file.document, handler, effective.containerd)) is not None:
             files[file.path] = bare
+    if not files:
+        return effective
     bare_effective = load(effective.root.path, MapReader(files, reader), effective.containerd)
     cri = bare_effective.cri
     is_default = cri is not None and cri.state == "dead" and cri.default_runtime == handler.name

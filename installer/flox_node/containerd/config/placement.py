@@ -224,7 +224,8 @@ def prove(effective: Effective, bare: Effective, handler: Handler, edits: tuple[
         RefusedError: what would be otherwise.
     """
     root, containerd = effective.root.path, effective.containerd
-    after = load(root, MapReader({edit.path: edit.after for edit in edits}, effective.reader), containerd)
+    written = {edit.path: edit.after for edit in edits if edit.changed}
+    after = load(root, MapReader(written, effective.reader), containerd) if written else effective
     old, new = bare.cri, after.cri
     if old is None or new is None or new.state != "ok":
         raise RefusedError(
