@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flox_node.errors import UsageError
+from flox_node.names import NOT_READY
 
 FOLDER = Path("/settings")
 _REMEDY = "Correct settings.toml in the ConfigMap of flox-node; nodes follow within two minutes."
 _SHARE = re.compile(r"(?=.*[1-9])[0-9]+%?")
 
-STARTUP_TAINTS = ("flox.dev/not-ready", "startup-taint.cluster-autoscaler.kubernetes.io/flox")
+STARTUP_TAINTS = (NOT_READY, "startup-taint.cluster-autoscaler.kubernetes.io/flox")
 """The keys of startup taints that are lifted by default: Karpenter's and everybody's, and the Cluster Autoscaler's."""
 STARTUP_TAINT = re.compile(
     r"flox[.]dev/not-ready|(startup-taint[.]cluster-autoscaler[.]kubernetes[.]io|readiness[.]k8s[.]io)/flox[a-z0-9-]*"

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.in_use import folder_in_use
-from flox_node.actions.paths import PREFIX
 from flox_node.host import Host
+from flox_node.names import PREFIX
 
 
 @register

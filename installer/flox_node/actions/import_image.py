@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flox_node.actions.base import Action, Before, Gap, Progress, register
-from flox_node.actions.paths import CURRENT
 from flox_node.containerd.live.images import Archive, ImageStore, read_archive
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
+from flox_node.names import CURRENT
 from flox_node.payload.image import REFERENCE
 from flox_node.payload.manifest import EMPTY_IMAGE
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flox_node.actions.paths import SHIM
 from flox_node.host import Host, mounts
+from flox_node.names import SHIM
 from flox_node.platforms import facts
 
 _TASKS = "io.containerd.runtime.v2.task/k8s.io"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from flox_node.actions.base import Action, Before, Gap, Owned, Progress, register
-from flox_node.actions.paths import BIN
 from flox_node.containerd.live import commit
 from flox_node.host import Host
+from flox_node.names import BIN
 from flox_node.state.ledger import STATE_DIR
 
 FOLDER = "/etc/systemd/system"

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.in_use import shim_in_use
-from flox_node.actions.paths import BIN, CURRENT, SHIM
 from flox_node.host import Host
+from flox_node.names import BIN, CURRENT, SHIM
 
 
 @register

@@ -12,10 +12,10 @@ from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
 from flox_node.host.watch import fingerprint
+from flox_node.names import HANDLER
 from flox_node.payload import Payload
 from flox_node.plan import Outcome, StepResult, preview, store, watched
 from flox_node.plan.heal import OursToBlameError
-from flox_node.plan.planner import HANDLER
 from flox_node.plan.status import NodeStatus, status
 from flox_node.settings import Settings
 

@@ -12,6 +12,7 @@ import typer
 
 from flox_node.cli.node import DEFAULT_ROOT, HostRoot
 from flox_node.cli.output import Result, application, command, say
+from flox_node.names import HANDLER, SHIM
 
 if TYPE_CHECKING:
     from flox_node.containerd.config.editor import Handler
@@ -24,7 +25,6 @@ Version = Annotated[
 ]
 Name = Annotated[str, typer.Option("--handler", help="The name of the runtime handler.")]
 BinaryName = Annotated[str, typer.Option("--binary-name", help="The handler's OCI runtime, as the node names it.")]
-_DEFAULT_BINARY = "/opt/flox-node/bin/flox-runtime"
 _DEFAULT_CONFIG = "/etc/containerd/config.toml"
 
 
@@ -32,8 +32,8 @@ _DEFAULT_CONFIG = "/etc/containerd/config.toml"
 def patch(
     file: Annotated[Path, typer.Argument(help="The configuration file, '-' for the standard input.")],
     containerd_version: Version,
-    handler: Name = "flox",
-    binary_name: BinaryName = _DEFAULT_BINARY,
+    handler: Name = HANDLER,
+    binary_name: BinaryName = SHIM,
     runtime_path: Annotated[
         str | None, typer.Option("--runtime-path", help="The shim that containerd starts, if not its own.")
     ] = None,
@@ -105,8 +105,8 @@ def explain(
     socket: Annotated[
         str, typer.Option("--socket", help="The CRI socket whose containerd is meant without --containerd-version.")
     ] = "/run/containerd/containerd.sock",
-    handler: Name = "flox",
-    binary_name: BinaryName = _DEFAULT_BINARY,
+    handler: Name = HANDLER,
+    binary_name: BinaryName = SHIM,
 ) -> Result:
     """Show which file sets what, who shadows whom, what this containerd makes of it, and where our table belongs."""
     from flox_node.containerd.config.effective import load

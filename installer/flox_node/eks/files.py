@@ -14,13 +14,13 @@ from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.registration.nodeadm import fragment
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.eks.group import Group, require_payload
+from flox_node.names import ENABLED, NOT_READY, SHIM
 
-LABEL = ("flox.dev/enabled", "true")
-KARPENTERS_TAINT = "flox.dev/not-ready"
+LABEL = (ENABLED, "true")
+KARPENTERS_TAINT = NOT_READY
 CLUSTER_AUTOSCALERS_TAINT = "startup-taint.cluster-autoscaler.kubernetes.io/flox"
 USER_DATA_LIMIT = 16 << 10  # bytes; of EC2, for all parts together
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.sh")
-_SHIM = "/opt/flox-node/bin/flox-runtime"
 _VOLUME_GIB = 40
 _AFTER = """\
 # Then, once for the cluster: the RuntimeClass, and the reporter that lifts the startup taint:
@@ -68,7 +68,7 @@ def nodegroup(group: Group) -> str:
 
 def nodeconfig(group: Group) -> str:
     """The handler as a NodeConfig, for user data of your own; images and bootstraps hold it as a fragment already."""
-    text = fragment(Handler(binary_name=_SHIM), ContainerdVersion.parse(group.containerd)).decode()
+    text = fragment(Handler(binary_name=SHIM), ContainerdVersion.parse(group.containerd)).decode()
     return _text(
         [
             f"# For nodes of Kubernetes {group.kubernetes} (containerd {group.containerd}), the handler in user data:",

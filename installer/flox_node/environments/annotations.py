@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from flox_node.environments.errors import BadRequestError
 from flox_node.environments.reference import Reference
+from flox_node.names import HANDLER
 
 PREFIX = "flox.dev/"
 ENVIRONMENT = "flox.dev/environment"
@@ -31,7 +32,6 @@ ANNOTATIONS = (
     SKIP_CONTAINERS,
     SKIP_CONTAINERS_EXEC,
 )
-_HANDLER = "flox"
 _PATTERN = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._*?-]{0,127}")
 
 
@@ -78,12 +78,12 @@ def judge(annotations: Mapping[str, str]) -> Wishes:
 
 def annotation_faults(annotations: Mapping[str, str], handler: str) -> list[str]:
     """What is wrong with a pod's `flox.dev/*` annotations under its handler (or runtime class), in words."""
-    if handler == _HANDLER:
+    if handler == HANDLER:
         wishes = judge(annotations)
         return [*wishes.warnings, *wishes.faults]
     if not any(key.startswith(PREFIX) for key in annotations):
         return []
-    without = [f"has {ENVIRONMENT} but not runtimeClassName {_HANDLER}"] if annotations.get(ENVIRONMENT) else []
+    without = [f"has {ENVIRONMENT} but not runtimeClassName {HANDLER}"] if annotations.get(ENVIRONMENT) else []
     return [*_unknown(annotations), *without]
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 
 from flox_node.environments.errors import BuildFailedError
 from flox_node.environments.paths import Paths
+from flox_node.names import STORE_PATH
 
 # Nix' base 32 leaves out e, o, t and u. The name is Nix' own alphabet: neither a slash nor a leading dot.
-_STORE_PATH = re.compile(r"/nix/store/([0-9a-df-np-sv-z]{32})-[0-9a-zA-Z+_?=-][0-9a-zA-Z+._?=-]{0,210}")
 _LARGEST_FILE = 16 << 20
 
 
 def is_store_path(text: str) -> bool:
     """Whether the text is exactly one store path, nothing below it."""
-    return bool(_STORE_PATH.fullmatch(text))
+    return bool(STORE_PATH.fullmatch(text))
 
 
 def hash_part(store_path: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flox_node.names import BIN, CURRENT
+
 _ENVIRONMENT_ROOTS = "/nix/var/nix/gcroots/flox-node"
 _VIEWS = "/nix/var/flox-node/views"
 _CA_FILES = (
@@ -72,7 +74,7 @@ class Paths:
     @property
     def realise_tool(self) -> str:
         """Our own program, as the shim and the units start it; a path of the node."""
-        return "/opt/flox-node/bin/flox-node-realise"
+        return f"{BIN}/flox-node-realise"
 
     @property
     def locks(self) -> str:
@@ -87,12 +89,12 @@ class Paths:
     @property
     def flox(self) -> str:
         """The Flox CLI."""
-        return self.on_disk("/opt/flox-node/bin/flox")
+        return self.on_disk(f"{BIN}/flox")
 
     @property
     def payload_manifest(self) -> str:
         """The manifest of the payload in force; it names the other programs."""
-        return self.on_disk("/opt/flox-node/current/manifest.json")
+        return self.on_disk(f"{CURRENT}/manifest.json")
 
     @property
     def policy(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from flox_node.containerd.config import schema
 from flox_node.containerd.config.block import tables_text
 from flox_node.containerd.config.editor import Handler, table_for
+from flox_node.names import ENABLED
 
 MARK = "flox.dev/made-by"
 """The label of the nodes of a cluster that this command made; one without it is never touched."""
@@ -60,7 +61,7 @@ def cluster_file(shape: Shape, baked: Baked | None = None) -> str:
     lines.append("nodes:")
     for index in range(shape.nodes):
         lines.append(f"- role: {'worker' if index else 'control-plane'}")
-        labels = {MARK: OURS} | ({"flox.dev/enabled": "true"} if baked is not None else {})
+        labels = {MARK: OURS} | ({ENABLED: "true"} if baked is not None else {})
         lines += ["  labels:", *(f'    {key}: "{value}"' for key, value in labels.items())]
         if index == 0:
             lines += [

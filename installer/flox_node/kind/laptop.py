@@ -24,6 +24,7 @@ from flox_node.host.terminal import Answer, Terminal
 from flox_node.kind.cluster_file import MARK, OURS, Baked, Shape, cluster_file
 from flox_node.kind.engine import Engine, complaints, require_usable
 from flox_node.kind.makers import Maker, names
+from flox_node.names import ENABLED
 
 DEMO = Path(__file__).with_name("demo.yaml")  # a link to docs/examples in the source tree, a file in the wheel
 _LOADED = "/kind/flox-node.image"  # on a node: which image was imported last
@@ -147,7 +148,7 @@ def status(laptop: Laptop) -> Status:
     if laptop.shape.name not in laptop.maker.parse_clusters(laptop.ask(*laptop.maker.clusters())):
         return Status(cluster=False, ours=False, context=laptop.context, nodes={}, demo=False)
     labels = _labels(laptop)
-    nodes = {name: found.get("flox.dev/enabled") == "true" for name, found in (labels or {}).items()}
+    nodes = {name: found.get(ENABLED) == "true" for name, found in (labels or {}).items()}
     wait = (
         "get",
         "deployment",

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from flox_node.names import ENABLED as ENABLED
+from flox_node.names import HANDLER
+from flox_node.names import NOT_READY as NOT_READY
+
 NAME = "flox-node"
 """The DaemonSet, its service account, its roles, its ConfigMap and the field manager of what we apply."""
 NAMESPACE = "flox-node"
-RUNTIME_CLASS = "flox"
+RUNTIME_CLASS = HANDLER
 PREFIX = "flox.dev/"
 """Every label and annotation of ours begins with it; the admission policy lets the reporter touch no other."""
-ENABLED = "flox.dev/enabled"
-"""The node's label, "true" from the first live handler until the uninstall; the RuntimeClass selects it."""
 EXCLUDE = "flox.dev/exclude"
 """A node with this label, whatever its value, is left alone."""
-NOT_READY = "flox.dev/not-ready"
-"""The startup taint's key. A node group sets it (NoSchedule), the reporter lifts it."""
 CONDITION = "FloxRuntimeReady"
 SLOT_PREFIX = "flox-node-slot-"
 """The leases that pace restarts: flox-node-slot-0, flox-node-slot-1, ..."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flox_node.errors import CorruptError, RefusedError
+from flox_node.names import STORE_PATH
 
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
@@ -18,7 +19,6 @@ SHIM = "bin/flox-runtime"
 EMPTY_IMAGE = "images/flox-empty.tar"
 STORE = "/nix/store/"
 
-_STORE_PATH = re.compile(r"/nix/store/[0-9abcdfghijklmnpqrsvwxyz]{32}-[0-9a-zA-Z+_?=][0-9a-zA-Z+\-._?=]{0,210}")
 _FILE = re.compile(r"[a-z][a-z0-9-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENTRY_POINT = re.compile(r"[a-z][a-z0-9-]*")
@@ -216,10 +216,10 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         entry_points={_match(_ENTRY_POINT, name): _text(path) for name, path in document["entry_points"].items()},
         store_paths=tuple(
             StorePath(
-                path=_match(_STORE_PATH, path["path"]),
+                path=_match(STORE_PATH, path["path"]),
                 nar_hash="sha256:" + _match(_SHA256, path["nar_hash"].removeprefix("sha256:")),
                 nar_size=_size(path["nar_size"]),
-                references=tuple(_match(_STORE_PATH, reference) for reference in path["references"]),
+                references=tuple(_match(STORE_PATH, reference) for reference in path["references"]),
             )
             for path in document["store_paths"]
         ),

@@ -28,6 +28,7 @@ from flox_node.errors import BusyError, OutsideError, RefusedError
 from flox_node.host import Completed, Host, selinux
 from flox_node.host.nixdb import names
 from flox_node.host.trees import Sink, TreeWriter, mount_id, remove_tree, sync_file_system, walk, written_early
+from flox_node.names import PREFIX
 from flox_node.payload import manifest as manifests
 from flox_node.payload.manifest import Manifest, StorePath
 from flox_node.payload.nar import nar_of
@@ -38,7 +39,6 @@ STORE = "/nix/store"
 DATABASE = "/nix/var/nix/db/db.sqlite"
 ROOTS = "/nix/var/nix/gcroots/flox-node"
 STAGING = "/nix/var/flox-node/staging"
-PREFIX = "/opt/flox-node"
 
 _SCHEMA = "/nix/var/nix/db/schema"
 _GC_LOCK = "/nix/var/nix/gc.lock"

@@ -22,9 +22,9 @@ from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host, event_log
 from flox_node.host.probes import space
+from flox_node.names import HANDLER, SHIM
 from flox_node.plan.doctor import examine
 from flox_node.plan.doctor.node import Node
-from flox_node.plan.planner import HANDLER, SHIM
 from flox_node.plan.status import status
 from flox_node.platforms import facts
 from flox_node.redact import MASK, Redactor, is_secret_key, secrets_in

@@ -10,7 +10,6 @@ from typing import Any
 
 from flox_node.actions import Action, ImportImage, PlacePayload, RegisterHandler, WritePolicy
 from flox_node.actions.mount_nix import NIX
-from flox_node.actions.paths import CURRENT
 from flox_node.containerd.live import commit, daemon
 from flox_node.containerd.live.daemon import Running
 from flox_node.environments import events, work
@@ -20,6 +19,7 @@ from flox_node.errors import BusyError, FloxNodeError
 from flox_node.host import Host
 from flox_node.host.lock import GC_LOCK, exclusive
 from flox_node.host.space import free_ratios
+from flox_node.names import CURRENT
 from flox_node.payload.place import folder_of
 from flox_node.plan import heal, labels, records, room
 from flox_node.plan.planner import inner_runtime

@@ -18,19 +18,17 @@ from flox_node.actions import (
     mount_nix,
 )
 from flox_node.actions.install_units import WANTS
-from flox_node.actions.paths import BIN, PREFIX
 from flox_node.containerd.live import daemon
 from flox_node.containerd.live.daemon import Running
 from flox_node.errors import RefusedError
 from flox_node.host import Host
+from flox_node.names import BIN, HANDLER, PREFIX, SHIM
 from flox_node.payload import Payload
 from flox_node.payload.manifest import EMPTY_IMAGE
 from flox_node.plan.detect import Detection, recognise
 from flox_node.platforms import Platform
 from flox_node.settings import Settings
 
-HANDLER = "flox"
-SHIM = f"{BIN}/flox-runtime"
 _LINKED = ("flox", "flox-node", "flox-node-realise")
 
 

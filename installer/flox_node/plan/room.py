@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from flox_node.actions.create_directory import was_made
 from flox_node.actions.mount_nix import NIX
-from flox_node.actions.paths import CURRENT
 from flox_node.environments import closure
 from flox_node.environments.gc import Weight
 from flox_node.environments.paths import Paths
 from flox_node.errors import FloxNodeError, OutsideError
 from flox_node.host import Host
 from flox_node.host.space import LOW, free_ratios
+from flox_node.names import CURRENT
 from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import NIX_ENVIRONMENT
 

@@ -15,9 +15,10 @@ from flox_node.containerd.live import commit, daemon
 from flox_node.errors import FloxNodeError, InUseError, OutsideError
 from flox_node.host import Host
 from flox_node.host.lock import GC_LOCK, exclusive
+from flox_node.names import HANDLER
 from flox_node.payload import Payload
 from flox_node.plan import heal, labels, saved
-from flox_node.plan.planner import HANDLER, Plan, plan_install
+from flox_node.plan.planner import Plan, plan_install
 from flox_node.plan.saved import SavedPlan
 from flox_node.plan.steps import Outcome, Report, StepResult, carry_out_all, inspected, named, take_back
 from flox_node.settings import Settings

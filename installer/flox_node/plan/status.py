@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError, RefusedError
 from flox_node.host import Host
+from flox_node.names import HANDLER
 from flox_node.plan import drift
 from flox_node.plan.detect import recognise
-from flox_node.plan.planner import HANDLER
 from flox_node.settings import Settings
 from flox_node.state.ledger import Ledger
 

@@ -7,10 +7,10 @@ import posixpath
 from dataclasses import dataclass
 
 from flox_node.actions import action_from_json
-from flox_node.actions.paths import SHIM
 from flox_node.containerd.live import daemon
 from flox_node.errors import FloxNodeError
 from flox_node.host import Host
+from flox_node.names import SHIM
 from flox_node.state.ledger import RECEIPT, Ledger
 from flox_node.state.policy import PATH as POLICY
 

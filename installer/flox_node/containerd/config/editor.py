@@ -19,6 +19,7 @@ from flox_node.containerd.config.merge import merge
 from flox_node.containerd.config.runtimes import CriSettings, interpret
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
+from flox_node.names import HANDLER, SHIM
 
 _OUR_BINARY = "flox-runtime"
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{.*?\}\}")
@@ -29,8 +30,8 @@ _ANNOTATIONS = ["flox.dev/*"]
 class Handler:
     """What to register: `binary_name` is options.BinaryName, `runtime_path` (absolute) the shim for containerd."""
 
-    name: str = "flox"
-    binary_name: str | None = "/opt/flox-node/bin/flox-runtime"
+    name: str = HANDLER
+    binary_name: str | None = SHIM
     runtime_path: str | None = None
 
 

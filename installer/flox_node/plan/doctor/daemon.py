@@ -15,10 +15,10 @@ from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
 from flox_node.containerd.live.pending import Pending
 from flox_node.errors import FloxNodeError
+from flox_node.names import HANDLER, SHIM
 from flox_node.plan import heal
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, skipped, told, warning
 from flox_node.plan.doctor.node import Node
-from flox_node.plan.planner import HANDLER, SHIM
 from flox_node.platforms import facts
 from flox_node.state import policy
 

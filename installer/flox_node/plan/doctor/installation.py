@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flox_node.actions.paths import BIN, CURRENT, PREFIX
 from flox_node.errors import FloxNodeError
+from flox_node.names import BIN, CURRENT, PREFIX
 from flox_node.payload import Manifest
 from flox_node.payload.manifest import NAME, parse
 from flox_node.payload.place import damaged

@@ -10,6 +10,7 @@ from typing import Any
 from flox_node.host import mounts, selinux
 from flox_node.host.probes import FolderProbe, Space, space, try_folder
 from flox_node.host.selinux import Mode
+from flox_node.names import CURRENT, ENABLED, NOT_READY, PREFIX
 from flox_node.plan.doctor.check import Check, State, Verdict, ok, problem, told
 from flox_node.plan.doctor.node import Node
 from flox_node.platforms import facts
@@ -17,11 +18,9 @@ from flox_node.state.ledger import STATE_DIR
 
 LEAST_BYTES = 1 << 30  # an environment of a common size, and room for the next
 LEAST_INODES = 20_000
-LABEL = "flox.dev/enabled"
-TAINT = "flox.dev/not-ready"
-_LABELLED = ("/nix", "/nix/store", "/opt/flox-node", "/opt/flox-node/current/bin/flox-runtime")
+_LABELLED = ("/nix", "/nix/store", PREFIX, f"{CURRENT}/bin/flox-runtime")
 _RUN = "/run/flox-node"  # made by us; the others an administrator may have given a disk of their own
-_OURS = (_RUN, "/opt/flox-node", "/etc/flox-node", STATE_DIR)
+_OURS = (_RUN, PREFIX, "/etc/flox-node", STATE_DIR)
 _MOUNTED_BY_US = ("/run/flox-node/realise",)
 _NIX_MARKS = ("/etc/nix/nix.conf", "/nix/var/nix/daemon-socket/socket", "/etc/systemd/system/nix-daemon.service")
 _LABEL_FLAGS = ("--node-label", "--register-with-taints")
@@ -171,7 +170,7 @@ def decide_labels(given: dict[str, str]) -> Verdict:
     causes = []
     for where, text in given.items():
         for key, value in _LIKE_OURS.findall(text):
-            if key == TAINT or (key == LABEL and value in ("true", "false")):
+            if key == NOT_READY or (key == ENABLED and value in ("true", "false")):
                 continue
             causes.append(f"{where}: {key}={value}")
     return told([f"unknown to flox-node: {', '.join(causes)}"] if causes else [], state=State.WARNING)
