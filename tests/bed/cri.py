@@ -20,6 +20,7 @@ from tests.bed.images import BUSYBOX
 
 _messages, _services = grpc.protos_and_services("tests/bed/cri.proto")  # compiled at import, found on sys.path
 LOGS = "/var/log/pods"  # as the kubelet's
+_USERS = 1 << 20  # the first id of the node's that a pod without the node's users gets
 
 
 class CriError(Exception):
@@ -122,15 +123,21 @@ class CriClient:
         cgroup_parent: str = "",
         host_pid: bool = False,
         privileged: bool = False,
+        host_users: bool = True,
         timeout: float = 60,
     ) -> Sandbox:
         """Run a pod sandbox in the node's network namespace (so no CNI is needed).
 
         handler: "" is containerd's default. uid: a fresh one by default.
         cgroup_parent: e.g. "/kubepods.slice"; needed where containerd uses systemd's cgroups.
+        host_users: False gives the pod a user namespace, and a network of its own, without which there is none.
         """
         uid = uid or str(uuid.uuid4())
-        context = _messages.LinuxSandboxSecurityContext(namespace_options=_namespaces(host_pid), privileged=privileged)
+        namespaces = _namespaces(host_pid)
+        if not host_users:
+            mapping = [_messages.IDMapping(host_id=_USERS, container_id=0, length=65536)]
+            namespaces.userns_options.CopyFrom(_messages.UserNamespace(mode=_messages.POD, uids=mapping, gids=mapping))
+        context = _messages.LinuxSandboxSecurityContext(namespace_options=namespaces, privileged=privileged)
         config = _messages.PodSandboxConfig(
             metadata=_messages.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
             log_directory=f"{LOGS}/{namespace}_{name}_{uid}",
@@ -158,12 +165,17 @@ class CriClient:
         privileged: bool = False,
         read_only: bool = False,
         tty: bool = False,
+        target: str = "",
     ) -> str:
         """Create a container in a sandbox; its id.
 
         command, args: as in a pod's spec. mounts: folders of the container -> folders of the node.
+        target: the container whose processes it sees, as an ephemeral container does.
         """
-        options = sandbox.config.linux.security_context.namespace_options
+        options = _messages.NamespaceOption()
+        options.CopyFrom(sandbox.config.linux.security_context.namespace_options)
+        if target:
+            options.pid, options.target_id = _messages.TARGET, target
         context = _messages.LinuxContainerSecurityContext(
             namespace_options=options, privileged=privileged, readonly_rootfs=read_only
         )

@@ -39,6 +39,27 @@ def runc() -> Path:
     return cache.artefact("runc-1.1", {"suite": "bookworm", "revision": 1}, _unpack_runc) / "usr/sbin/runc"
 
 
+def crun() -> Path:
+    """A folder with crun 1.21 of trixie and its libraries, which runs where it is put as CRUN."""
+    return cache.artefact("crun-1.21", {"suite": "trixie", "revision": 1}, _unpack_crun) / "crun"
+
+
+CRUN = "/opt/crun"
+
+
+def _unpack_crun(folder: Path) -> None:
+    from tests.bed.store import relocate  # which a release needs for nothing else
+
+    package = folder / "package"
+    debian.unpack("trixie", ["crun"], package)
+    (folder / "crun").mkdir()
+    for library in (package / "usr/lib/x86_64-linux-gnu").glob("*.so*"):
+        shutil.copy(library, folder / "crun" / library.name)
+    shutil.copy(package / "usr/bin/crun", folder / "crun/crun")
+    relocate(folder / "crun/crun", [CRUN], f"{CRUN}/ld-linux-x86-64.so.2")
+    shutil.rmtree(package)
+
+
 def _unpack_containerd(suite: str, folder: Path) -> None:
     package = folder / "package"
     debian.unpack(suite, ["containerd"], package, closure=False)

@@ -1,0 +1,88 @@
+"""A stand-alone containerd with the shim as its handler `flox`, and a node's files as far as the shim reads them.
+
+There is no installation and no Nix: the Python side is a script that always gives the same answer, and the environment
+`demo/hello` is made of files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+from tests.bed import releases
+from tests.bed.config import CRI_PLUGINS, node_config
+from tests.bed.containerd import Containerd
+from tests.bed.cri import Sandbox
+from tests.bed.environment import RESOLUTION, ROOT, go_build, make_store, script
+
+RUNC, CRUN = "/usr/sbin/runc", f"{releases.CRUN}/crun"
+POLICY = "/etc/flox-node/policy.json"
+_SHIM = "/opt/flox-node/bin/flox-runtime"
+
+
+class FloxDaemon(Containerd):
+    """A daemon with the handlers runc, crun and flox; what runs behind flox is `inner_runtime`."""
+
+    def __init__(self, release: str) -> None:
+        """release: as of Containerd."""
+        super().__init__(release, config=_config())
+        disk = self.folder / "disk"
+        scratch = self.folder / "made"
+        scratch.mkdir()
+        make_store(disk / "nix", scratch)
+        (disk / _SHIM.lstrip("/")).parent.mkdir(parents=True)
+        go_build(ROOT / "shim", disk / _SHIM.lstrip("/"))
+        shutil.copytree(releases.crun(), disk / releases.CRUN.lstrip("/"))
+        (disk / "var/log/flox-node").mkdir(parents=True)
+        self.inner_runtime(RUNC)
+        self.resolve()
+
+    def inner_runtime(self, program: str) -> None:
+        """What new containers run under."""
+        self.write(POLICY, json.dumps({"schema_version": 1, "inner_runtime": program}))
+
+    def resolve(self, **changes: object) -> None:
+        """What the Python side answers from now on."""
+        answer = {"schema_version": 1, "ok": True, "resolution": {**RESOLUTION, **changes}}
+        folder = self.root if self._pid else self.folder / "disk"
+        script(
+            folder / "opt/flox-node/bin/flox-node-realise",
+            f"#!/bin/sh\ncat >/dev/null\ncat <<'END'\n{json.dumps(answer)}\nEND\n",
+        )
+
+    def pod(self, handler: str = "flox", *, host_users: bool = True, **annotations: str) -> Sandbox:
+        """A sandbox; annotations are flox.dev/ ones."""
+        named = {"environment": "demo/hello", **annotations} if handler == "flox" else annotations
+        return self.cri.run_sandbox(
+            handler,
+            annotations={f"flox.dev/{name.replace('_', '-')}": value for name, value in named.items()},
+            host_users=host_users,
+        )
+
+    def state(self) -> dict[str, int]:
+        """Every file of ours that pods leave, by its path on the node, with its size."""
+        folders = ("run/flox-node", "nix/var/nix/gcroots", "run/containerd/io.containerd.runtime.v2.task")
+        found: dict[str, int] = {}
+        for folder in folders:
+            for path in (self.root / folder).rglob("*"):
+                if path.is_relative_to(self.root / folder) and "rootfs" not in path.parts and not path.is_dir():
+                    found[str(path.relative_to(self.root))] = path.lstat().st_size
+        return found
+
+
+def _config() -> str:
+    plugin = CRI_PLUGINS[2]
+    text = node_config().replace(
+        f'[plugins."{plugin}"]\n', f'[plugins."{plugin}"]\n  enable_cdi = true\n  cdi_spec_dirs = ["/etc/cdi"]\n'
+    )
+    for name, program in (("crun", CRUN), ("flox", _SHIM)):
+        text += f"""
+    [plugins."{plugin}".containerd.runtimes.{name}]
+      runtime_type = "io.containerd.runc.v2"
+      pod_annotations = ["flox.dev/*"]
+      container_annotations = ["flox.dev/*"]
+
+      [plugins."{plugin}".containerd.runtimes.{name}.options]
+        BinaryName = "{program}"
+"""
+    return text
