@@ -37,7 +37,7 @@ func TestACommandThatNeitherImageNorEnvironmentHasIsRefused(t *testing.T) {
 		"/no/such": false, "/bin/none": false, "/dangling": false, "/gone": false, "/nix/store/x/bin/none": false,
 		"/nix/store/y": false, "/nix/store/y/bin/theirs": false, "/bin/app/x": false, "/tmpx": false,
 	} {
-		tree, err := makeRoom(root, root, []spec.Mount{
+		tree, _, err := makeRoom(root, root, []spec.Mount{
 			{Destination: "/proc", Type: "proc"}, {Destination: "/volume", Type: "bind", Source: volume},
 		})
 		if err != nil {

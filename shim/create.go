@@ -151,7 +151,7 @@ func createContainer(
 	if !filepath.IsAbs(root) {
 		root = filepath.Join(bundle, root)
 	}
-	tree, err := makeRoom(root, bundle, config.Mounts)
+	tree, base, err := makeRoom(root, bundle, config.Mounts)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,12 @@ func createContainer(
 		return err
 	}
 	wholeStore := rules.View == "store"
-	if command := config.Process.Args[0]; !wholeStore || !strings.HasPrefix(command, "/nix/") {
+	if wholeStore && base == view.Present {
+		return errors.New("the image has a /nix of its own, which the node's whole store would hide (pods.view in the " +
+			"policy): use an image without one, or list the container in flox.dev/skip-containers")
+	}
+	notOurs := wholeStore || base == view.Present // more is below /nix than the closure
+	if command := config.Process.Args[0]; !notOurs || !strings.HasPrefix(command, "/nix/") {
 		if err := checkCommand(tree, shown, command, resolution.Environment); err != nil {
 			return err
 		}
@@ -215,7 +220,7 @@ func createContainer(
 	if wholeStore {
 		err = view.AddStore(config)
 	} else {
-		err = view.Add(config, root, resolution.StorePath)
+		err = view.Add(config, bundle, root, closure, base)
 	}
 	if err != nil {
 		return err

@@ -51,7 +51,7 @@ func TestWhatLiesWhereTheEnvironmentGoesIsRefused(t *testing.T) {
 		"a file of ours":   {image: map[string]string{".flox-node": ""}, text: "the image has something at /.flox-node"},
 		"a link of ours":   {image: map[string]string{".flox-node": "/etc"}, text: "the image has something at /.flox-node"},
 		"a file as /run":   {image: map[string]string{"run": ""}},
-		"a link as /nix":   {image: map[string]string{"nix": "/etc"}, text: "the image has a /nix of its own"},
+		"a link as /nix":   {image: map[string]string{"nix": "/etc"}, text: "the image's /nix cannot be used"},
 		"/run to the host": {image: map[string]string{"run": "../../../tmp"}, mounts: []spec.Mount{{Destination: "/run"}}},
 	} {
 		root := t.TempDir()
@@ -66,7 +66,7 @@ func TestWhatLiesWhereTheEnvironmentGoesIsRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		_, err := makeRoom(root, root, test.mounts)
+		_, _, err := makeRoom(root, root, test.mounts)
 		if (err == nil) != (test.text == "") || err != nil && !strings.Contains(err.Error(), test.text) {
 			t.Errorf("%s: %v", name, err)
 		}

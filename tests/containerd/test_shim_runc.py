@@ -538,21 +538,49 @@ def test_a_container_without_a_sandbox_of_ours_is_refused_with_a_remedy(node: No
     assert "delete the pod" in container.error
 
 
-@pytest.mark.parametrize("kind", ["folder", "symlink", "file"])
-def test_an_image_with_its_own_nix_is_refused_and_no_symlink_of_it_is_followed(node: Node, kind: str) -> None:
+def test_an_image_with_its_own_nix_keeps_it_beside_the_closure(node: Node) -> None:
+    own = store_path("k", "of-the-image")
+    container = node.pod(
+        "sh", "-c", f"cat {own}/file {SINGLE}; ls -A /nix/store; touch {own}/x {ENVIRONMENT}/x; ls {own}"
+    )
+    rootfs = container.bundle / "rootfs"
+    (rootfs / own[1:]).mkdir(parents=True)
+    (rootfs / own[1:] / "file").write_text("the image's own\n")
+    (rootfs / BUSYBOX[1:] / "bin").mkdir(parents=True)  # the same path as in the closure: the node's is on top
+    lines = container.run().wait().splitlines()
+    assert lines[:2] == ["the image's own", "a store path may be a file"]
+    paths = (ENVIRONMENT, BUSYBOX, ACTIVATIONS, INTERPRETER, SINGLE, LINK, own)
+    assert lines[2:-2] == sorted(Path(path).name for path in paths)
+    assert lines[-2:] == ["file", "x"], "the image's part stays writable"
+    assert not node.path(f"{ENVIRONMENT}/x").exists()
+
+
+@pytest.mark.parametrize("kind", ["symlink", "file"])
+def test_a_nix_that_is_no_folder_is_refused_and_no_symlink_is_followed(node: Node, kind: str) -> None:
     container = node.pod("hello")
     nix = container.bundle / "rootfs/nix"
-    match kind:
-        case "folder":
-            (nix / "store").mkdir(parents=True)
-        case "symlink":
-            nix.symlink_to(node.dir / "empty")
-            (node.dir / "empty").mkdir(exist_ok=True)
-        case _:
-            nix.touch()
+    if kind == "symlink":
+        nix.symlink_to(node.dir / "empty")
+        (node.dir / "empty").mkdir(exist_ok=True)
+    else:
+        nix.touch()
     assert container.create() == 1
-    assert "the image has a /nix of its own" in container.error
+    assert "the image's /nix cannot be used: it is no folder" in container.error
     assert not (container.bundle / "flox-ctx.json").exists()
+
+
+@pytest.mark.parametrize("place", ["nix/store", BUSYBOX[1:], SINGLE[1:]])
+def test_no_symlink_in_an_images_store_is_followed(node: Node, place: str) -> None:
+    container = node.pod("hello")
+    link = container.bundle / "rootfs" / place
+    link.parent.mkdir(parents=True, exist_ok=True)
+    (container.bundle / "rootfs/nix/x").touch()
+    elsewhere = node.dir / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere)
+    assert container.create() != 0
+    assert f"{elsewhere}" not in Path("/proc/self/mountinfo").read_text()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_symlinks_of_an_image_do_not_move_our_mounts_onto_the_host(node: Node) -> None:

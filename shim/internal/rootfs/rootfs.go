@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// HasNix says that the image brings a /nix of its own: anything there but an empty folder.
+// HasNix says that the image brings a /nix of its own: a folder with something in it. Anything else there is an error.
 func HasNix(rootfs string) (bool, error) {
 	root, err := openFolder(rootfs)
 	if err != nil {
@@ -23,7 +23,7 @@ func HasNix(rootfs string) (bool, error) {
 	case errors.Is(err, syscall.ENOENT):
 		return false, nil
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
-		return true, nil
+		return false, errors.New("it is no folder")
 	case err != nil:
 		return false, err
 	}

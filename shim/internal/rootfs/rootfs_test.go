@@ -6,24 +6,25 @@ import (
 	"testing"
 )
 
-func TestAnyNixButAnEmptyFolderIsTheImages(t *testing.T) {
+func TestAFolderThatIsNotEmptyIsTheImagesAndAnythingElseIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		make func(root string) error
 		has  bool
+		fits bool
 	}{
-		"absent":  {func(string) error { return nil }, false},
-		"empty":   {func(root string) error { return os.Mkdir(root+"/nix", 0o755) }, false},
-		"full":    {func(root string) error { return os.MkdirAll(root+"/nix/store", 0o755) }, true},
-		"file":    {func(root string) error { return os.WriteFile(root+"/nix", nil, 0o644) }, true},
-		"symlink": {func(root string) error { return os.Symlink("/var/empty", root+"/nix") }, true},
-		"host":    {func(root string) error { return os.Symlink("/etc", root+"/nix") }, true},
-		"fifo":    {func(root string) error { return syscall.Mkfifo(root+"/nix", 0o644) }, true},
+		"absent":  {func(string) error { return nil }, false, true},
+		"empty":   {func(root string) error { return os.Mkdir(root+"/nix", 0o755) }, false, true},
+		"full":    {func(root string) error { return os.MkdirAll(root+"/nix/store", 0o755) }, true, true},
+		"file":    {func(root string) error { return os.WriteFile(root+"/nix", nil, 0o644) }, false, false},
+		"symlink": {func(root string) error { return os.Symlink("/var/empty", root+"/nix") }, false, false},
+		"host":    {func(root string) error { return os.Symlink("/etc", root+"/nix") }, false, false},
+		"fifo":    {func(root string) error { return syscall.Mkfifo(root+"/nix", 0o644) }, false, false},
 	} {
 		root := t.TempDir()
 		if err := c.make(root); err != nil {
 			t.Fatal(err)
 		}
-		if has, err := HasNix(root); err != nil || has != c.has {
+		if has, err := HasNix(root); has != c.has || (err == nil) != c.fits {
 			t.Errorf("%s: %v, %v", name, has, err)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"flox.dev/flox-node/shim/internal/node"
@@ -35,21 +36,42 @@ func AddStore(config *spec.Config) error {
 	})
 }
 
-// Add has the container's /nix made: the runtime mounts something there, and calls Mount to fill it.
-func Add(config *spec.Config, rootfs, storePath string) error {
+// Base is what the closure is shown in.
+type Base string
+
+const (
+	// Own is an empty file system of ours, read-only: the closure and nothing else.
+	Own Base = "own"
+	// Present is the folder that the container has at /nix, of its image or of a mount that is there already. The
+	// closure is laid over what it holds, and it stays as writable as it is.
+	Present Base = "present"
+)
+
+// closureFile is the bundle's file with the names that the hook shows.
+const closureFile = "flox-closure"
+
+// Add has the closure, names below /nix/store, shown to the container: the runtime calls Mount for it.
+func Add(config *spec.Config, bundle, rootfs string, closure []string, base Base) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	err = config.AddMount(spec.Mount{
-		Destination: "/nix", Type: "tmpfs", Source: "tmpfs",
-		Options: []string{"rprivate", "nosuid", "nodev", "mode=0755", "size=4k"},
-	})
-	if err != nil {
+	list := filepath.Join(bundle, closureFile)
+	if err := node.WriteFile(list, []byte(strings.Join(closure, "\n")), 0o400); err != nil {
 		return err
 	}
+	if base == Own {
+		err := config.AddMount(spec.Mount{
+			Destination: "/nix", Type: "tmpfs", Source: "tmpfs",
+			Options: []string{"rprivate", "nosuid", "nodev", "mode=0755", "size=4k"},
+		})
+		if err != nil {
+			return err
+		}
+	}
 	return config.AddHook(spec.Hook{
-		Path: program, Args: []string{program, HookCommand, rootfs, storePath, config.MountLabel}, Timeout: hookTimeout,
+		Path: program, Args: []string{program, HookCommand, rootfs, list, string(base), config.MountLabel},
+		Timeout: hookTimeout,
 	})
 }
 
@@ -57,18 +79,19 @@ func Add(config *spec.Config, rootfs, storePath string) error {
 // the container's first process, whose mounts still hold the host's. It runs outside the container's cgroup, so that
 // no limit of the pod slows it.
 func Mount(arguments []string, state io.Reader) error {
-	if len(arguments) != 3 {
-		return fmt.Errorf("%s takes ROOTFS STORE_PATH LABEL", HookCommand)
+	if len(arguments) != 4 {
+		return fmt.Errorf("%s takes ROOTFS CLOSURE BASE LABEL", HookCommand)
 	}
-	rootfs, storePath, label := arguments[0], arguments[1], arguments[2]
-	closure, err := Closure(storePath)
+	rootfs, list, base, label := arguments[0], arguments[1], Base(arguments[2]), arguments[3]
+	data, err := os.ReadFile(list)
 	if err != nil {
 		return err
 	}
+	closure := strings.Split(string(data), "\n")
 	var container struct {
 		Pid int `json:"pid"`
 	}
-	data, err := io.ReadAll(io.LimitReader(state, maxState))
+	data, err = io.ReadAll(io.LimitReader(state, maxState))
 	if err == nil {
 		err = json.Unmarshal(data, &container)
 	}
@@ -77,8 +100,12 @@ func Mount(arguments []string, state io.Reader) error {
 	}
 	// Neither the thread nor what it sees is used again: this program ends here.
 	runtime.LockOSThread()
+	syscall.Umask(0o022)
 	if err := enter(container.Pid); err != nil {
 		return fmt.Errorf("the container's mounts cannot be reached: %w", err)
+	}
+	if base == Present {
+		return overlay(rootfs, closure)
 	}
 	if err := cover(rootfs, label, len(closure)); err != nil {
 		return fmt.Errorf("the container's /nix cannot be made: %w", err)
@@ -152,7 +179,6 @@ func openPlace(rootfs string) (int, error) {
 // fill binds the store paths into the current folder, read-only, and closes it.
 func fill(closure []string) error {
 	const all = ".all" // the whole store, once, with the flags that every bind out of it inherits
-	syscall.Umask(0o022)
 	for _, folder := range []string{"store", all} {
 		if err := syscall.Mkdir(folder, 0o755); err != nil {
 			return os.NewSyscallError("mkdir", err)
@@ -180,6 +206,11 @@ func readOnly(source, target string) error {
 	if err := syscall.Mount(source, target, "", syscall.MS_BIND, ""); err != nil {
 		return fmt.Errorf("the store cannot be mounted: %w", err)
 	}
+	return closeMount(target)
+}
+
+// closeMount makes a mount private and read-only, and takes from it what gives rights.
+func closeMount(target string) error {
 	if err := syscall.Mount("", target, "", syscall.MS_PRIVATE, ""); err != nil {
 		return os.NewSyscallError("mount", err)
 	}

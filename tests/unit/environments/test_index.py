@@ -68,7 +68,14 @@ def test_a_pinned_answer_outlives_pushes(paths: Paths) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [question(mode="dev"), question(hub="https://other/git"), question(Reference("demo", "x"))]
+    "other",
+    [
+        question(mode="dev"),
+        question(hub="https://other/git"),
+        question(Reference("demo", "x")),
+        question(commit="2" * 40),
+        question(Reference("demo", "hello", 4)),
+    ],
 )
 def test_an_answer_never_serves_another_question(paths: Paths, other: Question) -> None:
     index.record(question(), answer(question(), paths), paths)
