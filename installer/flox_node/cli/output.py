@@ -193,7 +193,8 @@ def _print(result: Result, *, as_json: bool) -> None:
         for each in result.text():
             sys.stdout.write(f"{each}\n" if isinstance(each, str) else _drawn(each))
     if result.error:
-        typer.echo(f"{PROGRAM}: {result.error.cause}\n  -> {result.error.remedy}", err=True)
+        step = f"{result.error.action}: " if result.error.action else ""
+        typer.echo(f"{PROGRAM}: {step}{result.error.cause}\n  -> {result.error.remedy}", err=True)
 
 
 def _drawn(renderable: Any) -> str:

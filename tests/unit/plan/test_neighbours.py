@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flox_node.agent.observe import look
 from flox_node.errors import InUseError, OutsideError, RefusedError
 from flox_node.host import HostFiles
 from flox_node.payload import Payload
@@ -241,6 +242,20 @@ def test_a_boot_registers_the_handler_anew_for_the_containerd_that_is_there(down
 def test_the_doctor_names_us_as_the_reason(downgraded: FakeNode) -> None:
     causes = {result.id: result.cause for result in examine(downgraded.host, SETTINGS)}
     assert "the handler was registered for 2.1.9" in causes["cri-answers"]
+
+
+def test_the_agents_look_asks_for_an_install_that_restarts(downgraded: FakeNode, payload: Payload) -> None:
+    seen = look(downgraded.host, payload, SETTINGS)
+    assert (seen.error, seen.needed, seen.restart, seen.live) == (None, ("register-handler:",), True, False)
+    assert "the handler was registered for 2.1.9" in seen.reason
+
+
+def test_the_agents_look_tells_what_a_restart_would_make_live(any_node: FakeNode, payload: Payload) -> None:
+    any_node.config.write_text(any_node.config.read_text() + KATA)
+    seen = look(any_node.host, payload, SETTINGS)
+    assert seen.error is not None
+    assert seen.error["error"] == "refused"
+    assert 'the handler "kata" is not served yet' in str(seen.error["cause"])
 
 
 def test_pods_that_run_on_a_containerd_without_a_cri_keep_an_uninstall_away(downgraded: FakeNode) -> None:

@@ -64,12 +64,25 @@ class K0s:
         return [path for path in paths if path != self._own and path.endswith(".toml")]
 
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
-        """See Registration. On 2.x the root imports the folder: the files themselves are what counts."""
+        """See Registration. On 2.x the root imports the folder: the files themselves are what counts.
+
+        But k0s 1.36 and newer do not start containerd beside a file of another schema than their own
+        (https://github.com/k0sproject/k0s/issues/7689).
+        """
         if version.merges_deeply:
-            return NextStart((self.folder,))
+            root = self._schema(reader, self.config, version)
+            odd = tuple(path for path in self._others(reader) if self._schema(reader, path, version) not in (0, root))
+            why = "its `version` is not the one of k0s' own file, which newer releases of k0s refuse to start with"
+            return NextStart(odd, untold=why if odd else "")
         return NextStart(
             tuple(self._others(reader)), untold="k0s merges it into containerd's configuration at its next start"
         )
+
+    def _schema(self, reader: Reader, path: str, version: ContainerdVersion) -> int:
+        try:
+            return parse(reader.read_optional(path) or b"", version).version
+        except RefusedError:
+            return -1  # no containerd reads it
 
     def _refuse_foreign(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> None:
         for path in self._others(reader):
