@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.bed import environment as bed
 from tests.bed import releases
 from tests.bench.rows import Measurement, Row, row
 from tests.containerd import test_shim_runc as shim
@@ -21,7 +22,7 @@ from tests.containerd import test_shim_runc as shim
 ROUNDS = 50
 PATHS, FILES, SHARED = 300, 20_000, 0.95
 _FOLDER_FILES = 5  # a folder for so many files
-_SECOND = shim.store_path("k", "environment-second-run")
+_SECOND = bed.store_path("k", "environment-second-run")
 _ALPHABET = "0123456789abcdfghijklmnpqrsvwxyz"
 
 
@@ -31,10 +32,10 @@ def create_extra() -> Sequence[Row]:
     second: list[float] = []
     with tempfile.TemporaryDirectory(prefix="flox-node-bench-") as scratch, _node(Path(scratch)) as node:
         for _ in range(ROUNDS):
-            bind = _create_ms(node, shim.ENVIRONMENT, "store")
-            extra.append(_create_ms(node, shim.ENVIRONMENT, "closure") - bind)
+            bind = _create_ms(node, bed.ENVIRONMENT, "store")
+            extra.append(_create_ms(node, bed.ENVIRONMENT, "closure") - bind)
             second.append(_create_ms(node, _SECOND, "closure") - bind)
-        inodes = [_inodes(node, environment) for environment in (shim.ENVIRONMENT, _SECOND)]
+        inodes = [_inodes(node, environment) for environment in (bed.ENVIRONMENT, _SECOND)]
     return (
         row("view.create_extra_ms", extra, unit="ms", goal=8),
         row("view.second_create_extra_ms", second, unit="ms", goal=8),
@@ -50,9 +51,9 @@ def _node(folder: Path) -> Iterator[shim.Node]:
     closures.append(
         closures[0][: int(PATHS * SHARED)] + [_package(PATHS + i) for i in range(int(PATHS * (1 - SHARED)))]
     )
-    made = node.path(shim.ENVIRONMENT)
+    made = node.path(bed.ENVIRONMENT)
     subprocess.run(["cp", "-a", made, node.path(_SECOND)], check=True)
-    for environment, closure in zip((shim.ENVIRONMENT, _SECOND), closures, strict=True):
+    for environment, closure in zip((bed.ENVIRONMENT, _SECOND), closures, strict=True):
         for path in closure:
             _fill(node.path(path))
         with (node.path(environment) / "requisites.txt").open("a") as listed:

@@ -14,17 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.bed.environment import ACTIVATIONS, BUSYBOX, ENVIRONMENT, INTERPRETER, script, store_path
 from tests.containerd.test_shim_runc import (
-    ACTIVATIONS,
-    BUSYBOX,
-    ENVIRONMENT,
-    INTERPRETER,
     Container,
     Node,
     built,  # noqa: F401 - a fixture
     node,  # noqa: F401 - a fixture
-    script,
-    store_path,
 )
 
 TOOLS = store_path("j", "busybox-static")
