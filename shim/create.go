@@ -7,14 +7,12 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"flox.dev/flox-node/shim/internal/activation"
 	"flox.dev/flox-node/shim/internal/cmdline"
 	"flox.dev/flox-node/shim/internal/inner"
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/pod"
-	"flox.dev/flox-node/shim/internal/realise"
 	"flox.dev/flox-node/shim/internal/records"
 	"flox.dev/flox-node/shim/internal/report"
 	"flox.dev/flox-node/shim/internal/spec"
@@ -45,13 +43,22 @@ func create(call cmdline.Call, policy node.Policy, runtime string) error {
 		return err
 	}
 	event := report.Event{Level: "info", Container: call.ID()}
+	rules := policy.InNamespace(annotations.Namespace())
 	switch {
+	case rules.WithoutEnvironment == "plain" && !annotations.HasEnvironment():
+		return nil
 	case annotations.IsSandbox():
 		event.Event = "sandbox"
 		err = createSandbox(call.ID(), bundle, annotations, policy, &event)
-	case annotations.IsContainer() && !annotations.Skipped():
+	case annotations.IsContainer():
 		event.Event = "container"
-		err = createContainer(call.ID(), bundle, config, annotations, policy, &event)
+		if err = admit(annotations, policy, &event); err != nil {
+			break
+		}
+		if annotations.Skipped() || rules.Skips(annotations.ContainerName()) {
+			return nil
+		}
+		err = createContainer(call.ID(), bundle, config, annotations, rules, &event)
 	default:
 		return nil
 	}
@@ -67,51 +74,6 @@ func create(call cmdline.Call, policy node.Policy, runtime string) error {
 	return err
 }
 
-// createSandbox resolves the pod's environment once for all its containers. It happens here, and not in the first
-// container, because the kubelet retries a failed sandbox under every restart policy.
-func createSandbox(
-	id, bundle string, annotations pod.Annotations, policy node.Policy, event *report.Event,
-) error {
-	began := time.Now()
-	forgetEnded()
-	of, err := annotations.Pod()
-	if err != nil {
-		return err
-	}
-	if of.SandboxID != id {
-		return fmt.Errorf("the sandbox %q calls itself %q", id, of.SandboxID)
-	}
-	event.Namespace, event.Pod, event.Sandbox = of.Namespace, of.Name, of.SandboxID
-	warn(*event, annotations.Warnings())
-	wishes, err := annotations.Wishes()
-	if err != nil {
-		return err
-	}
-	event.Environment, event.Generation = wishes.Reference.Environment, wishes.Reference.Generation
-	resolution, detail, err := realise.Run(records.NewRequest(wishes, of), policy)
-	event.Millis = time.Since(began).Milliseconds()
-	if err != nil {
-		event.Message = detail
-		return err
-	}
-	event.Generation, event.StorePath = resolution.Generation, resolution.StorePath
-	if detail != "" {
-		event.Level, event.Message = "warning", detail
-	}
-	// The root before the look: what is there after it was made stays.
-	err = node.Symlink(resolution.StorePath, node.PodRoot(id))
-	if err == nil {
-		_, err = resolvedClosure(resolution)
-	}
-	if err == nil {
-		err = records.Write(node.PodRecord(id), records.NewPod(of, bundle, resolution))
-	}
-	if err != nil {
-		forgetPod(id)
-	}
-	return err
-}
-
 // warn tells what has no effect, once for a pod.
 func warn(event report.Event, warnings []string) {
 	event.Level = "warning"
@@ -122,7 +84,7 @@ func warn(event report.Event, warnings []string) {
 
 // createContainer rewrites the bundle of a container so that its command runs in the environment of its pod.
 func createContainer(
-	id, bundle string, config *spec.Config, annotations pod.Annotations, policy node.Policy, event *report.Event,
+	id, bundle string, config *spec.Config, annotations pod.Annotations, rules node.Pods, event *report.Event,
 ) error {
 	of, err := annotations.Pod()
 	if err != nil {
@@ -162,12 +124,16 @@ func createContainer(
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
 	}
-	rules := policy.InNamespace(of.Namespace)
 	image, err := openRoot(root, config)
 	if err != nil {
 		return err
 	}
 	defer image.Close()
+	if name := annotations.ContainerName(); !annotations.Chosen() && bringsCommand(image, config.Process) {
+		warn(*event, []string{fmt.Sprintf("the image brings the command %.80q itself, and the container %q runs it in the "+
+			"environment: if it should run as its image says, list it in flox.dev/skip-containers, or list those that "+
+			"should not in flox.dev/only-containers", config.Process.Args[0], name)})
+	}
 	// Room for two forms of all variables, of which there may be 6 MiB. It comes before what is mounted in it.
 	err = config.AddMount(spec.Tmpfs(activation.RuntimeDir, "16m", spec.User{}, os.ModeSticky|0o777))
 	if err == nil {

@@ -17,7 +17,7 @@ func remembers(id string) bool {
 	if !pod.ValidID(id) {
 		return false
 	}
-	for _, path := range []string{node.ContainerRecord(id), node.PodRecord(id), node.PodRoot(id)} {
+	for _, path := range []string{node.ContainerRecord(id), node.PodRecord(id), node.PodRoot(id), node.Refusal(id)} {
 		if _, err := os.Lstat(path); err == nil {
 			return true
 		}
@@ -33,6 +33,7 @@ func remove(call cmdline.Call, runtime string, arguments []string) (status int, 
 		return status, err
 	}
 	if status == 0 || !inner.HasState(call) {
+		tellHook(call.ID())
 		forget(call.ID())
 	}
 	return status, nil
@@ -50,15 +51,25 @@ func forgetPod(id string) {
 	forgetContainers(func(container records.Container) bool { return container.SandboxID == id })
 	_ = os.Remove(node.PodRecord(id))
 	_ = os.Remove(node.PodRoot(id))
+	_ = os.Remove(node.Refusal(id))
 }
 
 // forgetEnded drops what is left of pods and containers whose bundle is gone without a delete.
 func forgetEnded() {
 	forgetContainers(func(container records.Container) bool { return gone(container.Bundle) })
+	forgetRefusals()
 	for _, id := range recorded(node.PodRecord("x")) {
 		record, err := records.Read[records.Pod](node.PodRecord(id))
 		if err == nil && record.Bundle != "" && gone(record.Bundle) {
 			forgetPod(id)
+		}
+	}
+}
+
+func forgetRefusals() {
+	for _, id := range recorded(node.Refusal("x")) {
+		if record, err := records.Read[records.Refusal](node.Refusal(id)); err == nil && gone(record.Bundle) {
+			_ = os.Remove(node.Refusal(id))
 		}
 	}
 }

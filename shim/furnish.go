@@ -3,6 +3,9 @@ package main
 import (
 	"fmt"
 	"os"
+	"path"
+	"path/filepath"
+	"strings"
 
 	"flox.dev/flox-node/shim/internal/activation"
 	"flox.dev/flox-node/shim/internal/checkout"
@@ -55,10 +58,24 @@ func furnish(
 }
 
 // openRoot opens a container's root file system, as its root user.
-func openRoot(path string, config *spec.Config) (*rootfs.Root, error) {
+func openRoot(folder string, config *spec.Config) (*rootfs.Root, error) {
 	owner := rootfs.IDs{UID: os.Geteuid(), GID: os.Getegid()}
 	if len(config.Users) > 0 {
 		owner = rootfs.IDs{UID: spec.Host(config.Users, 0), GID: spec.Host(config.Groups, 0)}
 	}
-	return rootfs.Open(path, owner)
+	return rootfs.Open(folder, owner)
+}
+
+// bringsCommand says that the image itself has the command of the container.
+func bringsCommand(image *rootfs.Root, process *spec.Process) bool {
+	command := process.Args[0]
+	if strings.Contains(command, "/") {
+		return image.Has(path.Join("/", process.Cwd, command)) || path.IsAbs(command) && image.Has(command)
+	}
+	for _, folder := range filepath.SplitList(activation.Get(process.Env, "PATH", node.SearchPath())) {
+		if path.IsAbs(folder) && image.Has(path.Join(folder, command)) {
+			return true
+		}
+	}
+	return false
 }

@@ -436,14 +436,16 @@ def test_a_command_that_does_not_exist_says_so(node: Node) -> None:
         ({"environment": "demo/hello", "nix_mutable": "true"}, "not supported"),
     ],
 )
-def test_a_wrong_annotation_fails_the_sandbox_with_a_text_that_names_the_remedy(
+def test_a_wrong_annotation_fails_the_first_container_with_a_text_that_names_the_remedy(
     node: Node, flox: dict[str, str], text: str
 ) -> None:
     node.path("/realise.request").unlink(missing_ok=True)
     sandbox = node.sandbox(**flox)
-    assert sandbox.create() == 1
-    assert sandbox.error.startswith("flox: ")
-    assert text in sandbox.error
+    assert sandbox.create() == 0, "the kubelet would try again, and nobody would be told"
+    container = node.container(sandbox, "hello")
+    assert container.create() == 1
+    assert container.error.startswith("flox: ")
+    assert text in container.error
     assert not node.path("/realise.request").exists(), "nothing is asked for"
 
 
@@ -710,6 +712,8 @@ def test_a_damaged_policy_stops_new_containers_and_not_the_removal_of_old_ones(n
 
 def test_an_error_is_also_on_stderr_and_in_text_form_when_the_caller_wants_that(node: Node) -> None:
     sandbox = node.sandbox()
+    assert sandbox.create() == 0
+    sandbox = node.container(sandbox, "hello")
     log = sandbox.bundle / "text.log"
     done = subprocess.run(
         [node.shim, "--log", str(log), "create", "--bundle", str(sandbox.bundle), sandbox.id],

@@ -185,14 +185,14 @@ def test_an_import_that_leads_nowhere_is_told_as_the_reason_why_containerd_does_
 
 def test_what_pods_ask_for_wrongly_is_told(node: NodeBox) -> None:
     sandbox = node.cri.run_sandbox("runc", name="plain", annotations={"flox.dev/environment": "demo/hello"})
-    with pytest.raises(Exception, match="demo/hello:2"):
-        flox.run_flox_sandbox(node, "demo/hello@2", name="wrong")
+    wrong = flox.run_flox_sandbox(node, "demo/hello@2", name="wrong")
     try:
         checks = _checks(node)
         assert "default/plain: has flox.dev/environment but not runtimeClassName flox" in checks["annotations"]["cause"]
         assert "default/wrong" in checks["recent-failures"]["cause"]
         assert "demo/hello:2" in checks["recent-failures"]["cause"]
     finally:
+        node.cri.remove_sandbox(wrong)
         node.cri.remove_sandbox(sandbox)
 
 

@@ -71,14 +71,18 @@ def test_a_container_sees_the_closure_of_its_environment_and_nothing_else_of_the
         ("demo/nothing", "demo/nothing"),
     ],
 )
-def test_a_wrong_environment_fails_the_sandbox_with_a_text_that_helps(
+def test_a_wrong_environment_fails_the_first_container_with_a_text_that_helps(
     node: NodeBox, environment: str | None, says: str
 ) -> None:
-    with pytest.raises(CriError) as error:
-        flox.run_flox_sandbox(node, environment)
-    assert "flox: " in error.value.details
-    assert says in error.value.details.partition("flox: ")[2]
-    assert not node.cri.sandboxes() or all(sandbox.state for sandbox in node.cri.sandboxes())
+    pod = flox.run_flox_sandbox(node, environment)
+    for name in ("skipped", "main"):
+        with pytest.raises(CriError) as error:
+            flox.run_flox_container(node, pod, ["hello"], name=name)
+        assert "flox: " in error.value.details
+        assert says in error.value.details.partition("flox: ")[2]
+    assert (node.root / f"run/flox-node/refusals/{pod.id}.json").exists()
+    node.cri.remove_sandbox(pod)
+    assert not (node.root / f"run/flox-node/refusals/{pod.id}.json").exists()
 
 
 def test_an_uninstall_is_refused_while_a_flox_pod_runs(node: NodeBox) -> None:

@@ -12,6 +12,8 @@ const (
 	realiseTool   = "/opt/flox-node/bin/flox-node-realise"
 	busybox       = "/opt/flox-node/current/bin/busybox"
 	podDir        = "/run/flox-node/pods"
+	refusalDir    = "/run/flox-node/refusals"
+	logDir        = "/var/log/pods"
 	containerDir  = "/run/flox-node/containers"
 	versionFile   = "/run/flox-node/inner-runtime-version"
 	formerFile    = "/run/flox-node/former-inner-runtimes"
@@ -66,6 +68,14 @@ func Busybox() string { return Path(busybox) }
 
 // PodRecord is the file that holds what a sandbox was resolved to.
 func PodRecord(sandboxID string) string { return Path(filepath.Join(podDir, sandboxID+".json")) }
+
+// Refusal is the file that says that a sandbox was let pass although its pod cannot be started.
+func Refusal(sandboxID string) string { return Path(filepath.Join(refusalDir, sandboxID+".json")) }
+
+// ContainerLogs is the folder in which the kubelet keeps what a container printed, one file a start.
+func ContainerLogs(namespace, pod, uid, container string) string {
+	return Path(filepath.Join(logDir, namespace+"_"+pod+"_"+uid, container))
+}
 
 // ContainerRecord is the file that says that a container runs in an environment.
 func ContainerRecord(id string) string { return Path(filepath.Join(containerDir, id+".json")) }

@@ -50,6 +50,9 @@ func (a Annotations) IsContainer() bool { return a[containerType] == "container"
 // ContainerName is the name in the pod's manifest.
 func (a Annotations) ContainerName() string { return a[containerName] }
 
+// Namespace is the pod's.
+func (a Annotations) Namespace() string { return a[sandboxNS] }
+
 // Pod gives the pod's identity; its sandbox id is safe as a file name.
 func (a Annotations) Pod() (Pod, error) {
 	pod := Pod{Namespace: a[sandboxNS], Name: a[sandboxName], UID: a[sandboxUID], SandboxID: a[sandboxID]}

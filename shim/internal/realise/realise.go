@@ -16,6 +16,7 @@ import (
 
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/records"
+	"flox.dev/flox-node/shim/internal/report"
 )
 
 const (
@@ -145,15 +146,8 @@ func (t *tail) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// lastLine gives the last line of a stream without anything that looks like a token of FloxHub: a traceback ends with
-// the line that says most, and the node's log must not hold a secret.
+// lastLine gives the last line of a stream: a traceback ends with the line that says most.
 func (t *tail) lastLine() string {
 	lines := strings.Split(strings.TrimSpace(string(t.data)), "\n")
-	words := strings.Fields(lines[len(lines)-1])
-	for i, word := range words {
-		if strings.Contains(word, "flox_") || strings.Contains(word, "eyJ") {
-			words[i] = "(removed)"
-		}
-	}
-	return strings.Join(words, " ")
+	return report.WithoutTokens(lines[len(lines)-1])
 }

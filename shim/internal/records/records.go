@@ -142,6 +142,27 @@ func (p Pod) Check() error {
 	)
 }
 
+// Refusal is the record of a sandbox that was let pass although its pod cannot be started: the first container that
+// starts is to fail with the reason. Nobody but the shim reads it.
+type Refusal struct {
+	SchemaVersion int    `json:"schema_version"`
+	SandboxID     string `json:"sandbox_id"`
+	Bundle        string `json:"bundle"`
+}
+
+// NewRefusal makes the record of a refused sandbox.
+func NewRefusal(of pod.Pod, bundle string) Refusal {
+	return Refusal{schemaVersion, of.SandboxID, bundle}
+}
+
+// Check says what is wrong with the record of a refused sandbox.
+func (r Refusal) Check() error {
+	return errors.Join(
+		checkVersion(r.SchemaVersion), check(pod.ValidID(r.SandboxID), "sandbox_id"),
+		check(filepath.IsAbs(r.Bundle), "bundle"),
+	)
+}
+
 // Container is the record of a container that runs in an environment.
 type Container struct {
 	SchemaVersion     int    `json:"schema_version"`

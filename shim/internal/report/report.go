@@ -68,6 +68,17 @@ func Log(event Event) {
 	_ = appendEvent(path, marshal(event), maxEventFile)
 }
 
+// WithoutTokens takes out of a line of foreign origin what looks like a token of FloxHub.
+func WithoutTokens(line string) string {
+	words := strings.Fields(line)
+	for i, word := range words {
+		if strings.Contains(word, "flox_") || strings.Contains(word, "eyJ") {
+			words[i] = "(removed)"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
 // OneLine makes a text of foreign origin fit for an event of a pod: one line, valid UTF-8, at most 1 KiB.
 func OneLine(text string) string {
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool {
