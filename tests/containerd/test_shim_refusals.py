@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.bed import releases
+from tests.bed.environment import script
 from tests.containerd.test_shim_runc import (
     Container,
     Node,
     built,  # noqa: F401 - a fixture
     node,  # noqa: F401 - a fixture
-    script,
 )
 
 
