@@ -14,6 +14,7 @@ from flox_node.cli import (
     containerd,
     doctor,
     eks,
+    env,
     kind,
     maintenance,
     manifests,
@@ -35,6 +36,7 @@ for name, group in (
     ("payload", payload.app),
     ("containerd", containerd.app),
     ("policy", policy.app),
+    ("env", env.app),
     ("kind", kind.app),
     ("eks", eks.app),
 ):

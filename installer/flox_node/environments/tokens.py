@@ -54,24 +54,29 @@ def _tokens(volumes: str) -> Iterator[str]:
         for name in sorted(names):
             data = _read(f"{volumes}/{kind}/{name}{below}")
             if data is not None:
-                _check(data.strip(), name)
-                yield data.strip().decode("ascii")
+                yield checked(data, f"{_FILE} in the pod's volume {name[:80]!a}")
 
 
-def _check(token: bytes, volume: str) -> None:
-    """A malformed token is never sent: whoever made a mistake may have mounted another secret under this name."""
+def checked(data: bytes, what: str) -> str:
+    """The token in the content of a file. A malformed one is never sent: it may be another secret by mistake.
+
+    Raises:
+        BadRequestError: it is no token; TokenExpiredError: its time is over.
+    """
+    token = data.strip()
     if _OPAQUE.fullmatch(token):
-        return
+        return token.decode("ascii")
     claims = _claims(token) if _JWT.fullmatch(token) else None
     if claims is None:
         raise BadRequestError(
-            f"{_FILE} in the pod's volume {volume[:80]!a} is no token.",
+            f"{what} is no token.",
             remedy="Make the secret anew from the output of `flox auth token`.",
         )
     expires = claims.get("exp")
     if isinstance(expires, int | float) and expires <= time.time():
         when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(expires))
         raise TokenExpiredError(f"the pod's FloxHub token expired at {when} UTC.")
+    return token.decode("ascii")
 
 
 def _claims(token: bytes) -> dict[str, object] | None:
