@@ -14,10 +14,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from flox_node.host import Host, HostFiles, Processes
+from flox_node.host.children import Finish
 from flox_node.host.trees import walk
 from flox_node.payload.manifest import StorePath, registration
 from flox_node.payload.nar import nar_of
@@ -68,23 +70,22 @@ class Store:
 
     def run(self, *command: str, input: bytes = b"") -> bytes:
         """Run a program of the store inside its root, with settings of its own; its output."""
-        with self.popen(*command, env=NIX_ENVIRONMENT) as process:
-            output, errors = process.communicate(input)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed ({process.returncode}):\n{errors.decode()}")
-        return output
+        done = subprocess.run(
+            self.entering(*command), input=input, capture_output=True, env=NIX_ENVIRONMENT, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}):\n{done.stderr.decode()}")
+        return done.stdout
 
-    def popen(self, *command: str, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a program inside the root, with this machine's /dev. The mounts are gone with the program.
+    def entering(self, *command: str) -> list[str]:
+        """The command that runs a program inside the root, with this machine's /dev; its mounts are gone with it.
 
         It sees no other process: Nix takes for alive what any process has open, and other tests have the same paths.
         """
         for folder in ("proc", "dev", "tmp"):
             (self.root / folder).mkdir(exist_ok=True)
         alone = ["/usr/bin/unshare", "--mount", "--pid", "--fork", "--kill-child"]
-        entering = [*alone, "/bin/sh", "-c", _ENTER, str(self.root)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*entering, *command], stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env))
+        return [*alone, "/bin/sh", "-c", _ENTER, str(self.root), *command]
 
     @property
     def nix_store(self) -> str:
@@ -110,8 +111,12 @@ class BinaryCache:
 class _Processes(Processes):
     """Programs of a root folder that nobody booted, so that it has neither /proc nor /dev of its own."""
 
-    def _start(self, argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-        return Store(self.root, {}).popen(*argv, env=env)
+    @contextmanager
+    def started(
+        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> Iterator[Finish]:
+        with Processes().started(Store(self.root, {}).entering(*argv), env=env, timeout=timeout) as finish:
+            yield finish
 
 
 def host(root: Path) -> Host:
