@@ -288,7 +288,7 @@ class FakeProcesses:
         yield lambda data: self.run(argv, input=data, env=env)
 
     def which(self, name: str, search_path: Sequence[str]) -> str | None:
-        return f"/usr/sbin/{name}"
+        return "/usr/bin/containerd" if name == "containerd" else f"/usr/sbin/{name}"
 
     def socket_owner(self, socket: str) -> RunningProcess | None:
         if socket != SOCKET:

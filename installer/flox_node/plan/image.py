@@ -30,11 +30,10 @@ from flox_node.platforms import Platform
 from flox_node.settings import Settings
 from flox_node.state.ledger import Ledger
 
-PLATFORMS = ("eks-al2023",)
-"""Where containerd's configuration is made of fragments at boot, so that an image needs no more than one."""
+PLATFORMS = ("eks-al2023", "kind")
+"""Where an image can hold the handler for good: in a fragment that nodeadm reads, in a file that nobody rewrites."""
 FREE_BYTES = 1 << 30  # as EKS' own builds leave at least
 _INSTANCE_STORE = "/mnt/k8s-disks"
-_CONTAINERD = "/usr/bin/containerd"
 _SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 _KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ed25519_key")
 
@@ -136,14 +135,16 @@ def _platform(host: Host, settings: Settings) -> Platform:
     if platform.name not in PLATFORMS:
         raise RefusedError(
             f"Images are made for {', '.join(PLATFORMS)}; this is {platform.title}.",
-            remedy="Build from an EKS-optimised AL2023 image; elsewhere let the DaemonSet install the nodes.",
+            remedy="Build from an EKS-optimised AL2023 image or kind's; elsewhere let the DaemonSet install the nodes.",
         )
     return platform
 
 
 def _containerd(host: Host, platform: Platform) -> Running:
     """The containerd that the image's nodes will run."""
-    version = daemon.version_of(host, _CONTAINERD)
-    unit = platform.units[0]
-    here = Daemon(platform.socket, 0, _CONTAINERD, daemon.DEFAULT_CONFIG, unit, _SEARCH_PATH)
+    program = host.processes.which("containerd", _SEARCH_PATH)
+    if program is None:
+        raise RefusedError("The image has no containerd.", remedy=f"Build from an image of {platform.title}.")
+    version = daemon.version_of(host, program)
+    here = Daemon(platform.socket, 0, program, daemon.DEFAULT_CONFIG, platform.units[0], _SEARCH_PATH)
     return Running(here, CriStatus(str(version), {}, "", {}))

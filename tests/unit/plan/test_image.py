@@ -124,3 +124,28 @@ def test_images_of_other_platforms_and_of_old_nodeadms_are_refused(built: FakeNo
 def test_a_store_on_the_nodes_own_disks_is_refused_in_an_image(built: FakeNode, payload: Payload) -> None:
     with pytest.raises(RefusedError, match="makes ready"):
         image.bake(built.host, payload, Settings(platform="eks-al2023", nix_dir="/mnt/k8s-disks/0/nix"), ignore)
+
+
+def test_a_node_image_of_kind_holds_the_handler_and_adopts_it_at_its_first_start(
+    tmp_path: Path, payload: Payload
+) -> None:
+    kind = Settings(platform="kind")
+    node = FakeNode(tmp_path / "image")
+    (node.root / "kind/manifests").mkdir(parents=True)
+    (node.root / "kind/bin").mkdir()
+    (node.root / "etc/containerd/cri-base.json").write_text("{}")
+    (node.root / "etc/machine-id").write_text("")
+    before = node.config.read_bytes()
+    image.bake(node.host, payload, kind, ignore)
+    assert (node.containerd.restarts, node.systemd.reloads) == (0, 0)
+    assert b"runtimes.flox" in node.config.read_bytes()
+    assert image.judge(node.host, kind).problems == ()
+    (node.root / "etc/machine-id").write_text("0123456789abcdef\n")
+    node.containerd.read_config()
+    with node.containerd.serving():
+        maintenance.boot(node.host, ignore)
+        assert {step.outcome for step in install(node.host, payload, kind, ignore)} == {Outcome.ALREADY}
+        assert node.containerd.restarts == 0
+        assert status(node.host, kind).drift == ()
+        uninstall(node.host, kind, ignore, purge=True)
+    assert node.config.read_bytes() == before
