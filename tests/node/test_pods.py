@@ -85,6 +85,34 @@ def test_a_wrong_environment_fails_the_first_container_with_a_text_that_helps(
     assert not (node.root / f"run/flox-node/refusals/{pod.id}.json").exists()
 
 
+def test_a_fetch_goes_on_in_a_unit_of_its_own_when_the_sandbox_gave_up(node: NodeBox, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"{flox.hub_policy()}[realise]\nwait_s = 5\nfreshness_s = 0\n")
+    flox.flox_node(node, "policy", "apply", policy)
+    node.write("/run/flox-double.fault", "slow:10")
+    with pytest.raises(CriError) as gave_up:
+        flox.run_flox_sandbox(node, "demo/web")
+    assert "(code fetching)" in gave_up.value.details
+    units = node.run("systemctl list-units --plain --no-legend 'flox-realise-*.service'").stdout.split()
+    assert "running" in units
+    shown = node.run(f"systemctl show {units[0]}").stdout
+    assert "Slice=flox-realise.slice" in shown
+    assert "MemoryMax=4294967296" in shown
+    node.run("rm /run/flox-double.fault")
+    said = ""
+    for _ in range(20):
+        try:
+            node.cri.remove_sandbox(flox.run_flox_sandbox(node, "demo/web"))
+            break
+        except CriError as error:
+            said = error.details
+        assert "(code fetching)" in said
+    else:
+        pytest.fail(said)
+    policy.write_text(flox.hub_policy())
+    flox.flox_node(node, "policy", "apply", policy)
+
+
 def test_an_uninstall_is_refused_while_a_flox_pod_runs(node: NodeBox) -> None:
     pod = flox.run_flox_sandbox(node, "demo/hello", name="web")
     refused = flox.flox_node(node, "uninstall", check=False)

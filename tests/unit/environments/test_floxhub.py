@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -147,3 +148,21 @@ def test_one_byte_at_a_time_does_not_outlast_the_deadline() -> None:
         with pytest.raises(FloxNodeError):
             tip(url, seconds=0.4)
         assert time.monotonic() - started < 10
+
+
+def test_of_an_owner_with_many_environments_one_branch_is_asked_for(hub: Hub, data: HubData) -> None:
+    commit = data.commit("demo", "hello")
+    refs = "".join(f"create refs/heads/a{number:05} {commit}\n" for number in range(3000))
+    repository = str(data.repository("demo"))
+    subprocess.run(["git", "--git-dir", repository, "update-ref", "--stdin"], input=refs, text=True, check=True)
+    before = len(hub.requests)
+    assert tip(hub.git_url) == commit
+    assert [(method, path.rpartition("/")[2]) for method, path, _ in hub.requests[before:]] == [
+        ("GET", "refs?service=git-upload-pack"),
+        ("POST", "git-upload-pack"),
+    ]
+    with pytest.raises(EnvironmentNotFoundError):
+        tip(hub.git_url, Reference("demo", "zzz"))
+    before = len(hub.requests)
+    assert tip(hub.git_url, Reference("demo", "a00001")) == commit
+    assert len(hub.requests) == before + 1, "it stands among the first ones"

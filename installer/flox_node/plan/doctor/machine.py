@@ -22,6 +22,18 @@ _LABELLED = ("/nix", "/nix/store", PREFIX, f"{CURRENT}/bin/flox-runtime")
 _RUN = "/run/flox-node"  # made by us; the others an administrator may have given a disk of their own
 _OURS = (_RUN, PREFIX, "/etc/flox-node", STATE_DIR)
 _MOUNTED_BY_US = ("/run/flox-node/realise",)
+# Files of the node's own Flox and Nix: their settings that pods could need, and what has them for pods.
+_IGNORED = {
+    "/etc/flox.toml": {"floxhub_url": "floxhub.url", "floxhub_token": "the pod's own secret"},
+    "/etc/nix/nix.conf": {
+        "substituters": "nix.substituters",
+        "extra-substituters": "nix.extra_substituters",
+        "trusted-public-keys": "nix.trusted_public_keys",
+        "extra-trusted-public-keys": "nix.extra_trusted_public_keys",
+        "netrc-file": "nix.netrc",
+        "ssl-cert-file": "network.ca_file",
+    },
+}
 _NIX_MARKS = ("/etc/nix/nix.conf", "/nix/var/nix/daemon-socket/socket", "/etc/systemd/system/nix-daemon.service")
 _LABEL_FLAGS = ("--node-label", "--register-with-taints")
 _LIKE_OURS = re.compile(r"(?<![\w./-])(flox[\w.-]*(?:/[\w.-]+)?)[=:]\s*\"?([\w.-]*)")
@@ -115,6 +127,22 @@ def _foreign_nix(node: Node) -> list[str]:
 def decide_foreign_nix(found: list[str]) -> Verdict:
     """It does no harm by itself: flox-node's Nix has its own settings. But its collector works on the same store."""
     return told([f"another Nix is or was installed here: {', '.join(found)}"] if found else [], state=State.WARNING)
+
+
+def _ignored(node: Node) -> list[tuple[str, str]]:
+    """Settings of the node's own Flox and Nix that could have been meant for pods: file and key."""
+    found = []
+    for file, keys in _IGNORED.items():
+        text = (node.host.files.read_optional(file) or b"").decode("utf-8", "replace")
+        named = re.findall(r"^\s*([a-z_-]+)\s*=\s*\S", text, re.MULTILINE)
+        found += [(file, key) for key in dict.fromkeys(named) if key in keys]
+    return found
+
+
+def decide_ignored(found: list[tuple[str, str]]) -> Verdict:
+    """A realisation reads none of them: nothing of the node decides what a pod gets."""
+    lines = [f"{key} of {file} is ignored; the policy has {_IGNORED[file][key]}" for file, key in found]
+    return told(lines, state=State.WARNING)
 
 
 def _foreign_mounts(node: Node) -> list[tuple[str, str]]:
@@ -235,6 +263,13 @@ CHECKS: tuple[Check[Any], ...] = (
         "collection roots below /nix/var/nix/gcroots/flox-node. Left-overs of a removed Nix can go",
         _foreign_nix,
         decide_foreign_nix,
+    ),
+    Check(
+        "ignored-settings",
+        "no settings of the node's own Flox or Nix are meant for pods",
+        "write what pods need of them into the node's policy: `flox-node policy explain KEY`",
+        _ignored,
+        decide_ignored,
     ),
     Check(
         "kubelet-running",
