@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -94,6 +95,10 @@ def test_an_error_has_one_envelope_whatever_it_is(
         assert f"flox-node: {body['cause']}\n  -> {body['remedy']}" in told.stderr
 
 
+def test_a_wrong_wish_for_json_is_answered_as_json(example: typer.Typer) -> None:
+    assert envelope(call("do", "--json=1", of=example))["error"] == "usage"
+
+
 def test_a_result_that_is_a_failure_is_told_as_well(example: typer.Typer) -> None:
     assert envelope(call("do", "--what=drift", "--json", of=example))["drift"] == 1
     assert call("do", "--what=drift", of=example).stdout == "It is elsewhere.\n"
@@ -139,6 +144,61 @@ def test_no_line_of_the_help_is_cut(monkeypatch: pytest.MonkeyPatch, columns: st
         listed = shown.partition("Commands:\n")[2]
         assert not re.search(r"\.\.\.$", listed, flags=re.MULTILINE), shown
         assert max(map(len, shown.splitlines())) <= 120
+
+
+def test_ctrl_c_is_told_to_machines(monkeypatch: pytest.MonkeyPatch, example: typer.Typer) -> None:
+    @command(example, example="flox-node wait")
+    def wait() -> Result:
+        """Wait."""
+        raise KeyboardInterrupt
+
+    assert (call("wait", of=example).exit_code, call("wait", of=example).stdout) == (130, "")
+    assert envelope(call("wait", "--json", of=example))["error"] == "interrupted"
+
+
+def test_the_reference_names_what_is_answered() -> None:
+    from flox_node.findings import Finding
+    from flox_node.kube.apply import Applied
+    from flox_node.kube.rollout import NodeRow, Rollout
+    from flox_node.plan import StepResult
+    from flox_node.plan.drift import Drift
+    from flox_node.plan.maintenance import Swept
+    from flox_node.plan.status import NodeStatus
+
+    text = (Path(__file__).parents[2] / "docs/reference.md").read_text().partition("\n## The annotations")[0]
+    told = {
+        names: re.findall(r"`(\w+)`", fields)
+        for names, fields in re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|$", text, flags=re.MULTILINE)
+    }
+    kinds = {
+        "`status`": NodeStatus,
+        "`boot`, `gc`": Swept,
+        "`steps`": StepResult,
+        "`drift`": Drift,
+        "`checks`": Finding,
+        "`objects`": Applied,
+        "`nodes`": NodeRow,
+    }
+    for name, kind in kinds.items():
+        assert told[name] == [field.name for field in dataclasses.fields(kind)], name
+    assert set(told["`cluster status`"]) == {"installed", "state", *(each.name for each in dataclasses.fields(Rollout))}
+    for names in told:
+        for name in re.findall(r"`([a-z ]+)`", names):
+            assert name in {*_leaves(), *(each.strip("`") for each in kinds)}, name
+
+
+def test_what_a_node_says_is_no_markup(tmp_path: Path) -> None:
+    from flox_node.cli.node import _status
+    from flox_node.cli.output import _drawn
+    from flox_node.plan.drift import Drift
+    from flox_node.plan.status import NodeStatus
+
+    drift = (Drift("key", 'the table [plugins."x"] is gone from [/etc/config.toml]'),)
+    found = NodeStatus(True, False, True, "1", "p", "2.1", "/c", drift, problem="[red]x")
+    (table,) = _status(found)
+    shown = _drawn(table)
+    assert '[plugins."x"] is gone from [/etc/config.toml]' in shown
+    assert "[red]x" in shown
 
 
 def test_no_command_shows_the_help_and_is_a_wrong_call() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flox_node.cli.node import DEFAULT_ROOT, DEFAULT_SOCKET, HostRoot, Socket
-from flox_node.cli.output import Result, command
+from flox_node.cli.output import Result, command, is_verbose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def told(results: Sequence[findings.Finding], *, everything: bool) -> Result:
         text = f"There {'is a problem' if problems == 1 else f'are {problems} problems'}."
         error = DriftError(text, remedy="Each finding says what to do.")
     body = {"checks": [dataclasses.asdict(result) for result in results]}
-    return Result(body, lambda: _table(results, everything=everything), error)
+    return Result(body, lambda: _table(results, everything=everything or is_verbose()), error)
 
 
 def written(bundle: Bundle, output: Path) -> Result:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flox_node.cli.node import DEFAULT_ROOT, HostRoot
+from flox_node.cli.node import DEFAULT_ROOT, HostRoot, report
 from flox_node.cli.output import Result, command
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def boot(host_root: HostRoot = DEFAULT_ROOT) -> Result:
     from flox_node.host import Host
     from flox_node.plan import maintenance
 
-    return _told(maintenance.boot(Host.at(host_root), lambda _: None))
+    return _told(maintenance.boot(Host.at(host_root), _detail))
 
 
 def gc(
@@ -36,7 +37,10 @@ def gc(
     from flox_node.host import Host
     from flox_node.plan import maintenance
 
-    return _told(maintenance.gc(Host.at(host_root), lambda _: None, days=days))
+    return _told(maintenance.gc(Host.at(host_root), _detail, days=days))
+
+
+_detail = functools.partial(report, detail=True)
 
 
 def _told(swept: Swept) -> Result:

@@ -116,9 +116,9 @@ def install(
         raise UsageError("There is no payload to install.", remedy="Name it with --payload.")
     with opened(source, sha256, bearer_file, basic_file, ca) as given:
         if image_build:
-            steps = image.bake(host, given, chosen, _report)
+            steps = image.bake(host, given, chosen, report)
         else:
-            steps = runs.install(host, given, chosen, _report, agreed)
+            steps = runs.install(host, given, chosen, report, agreed)
     changed = any(step.outcome is runs.Outcome.DONE for step in steps)
     done = "Nodes of this image have the handler flox." if image_build else "The handler flox is live."
     text = done if changed else f"Nothing to do. {done}"
@@ -167,7 +167,7 @@ def uninstall(
         steps = runs.preview_uninstall(Host.at(host_root), Settings(socket), purge=purge, force=force)
         text = "\n".join(map(_undone, steps)) or "Nothing to do: flox-node is not installed here."
         return Result({"steps": _steps(steps)}, text)
-    steps = runs.uninstall(Host.at(host_root), Settings(socket), _report, purge=purge, force=force)
+    steps = runs.uninstall(Host.at(host_root), Settings(socket), report, purge=purge, force=force)
     return Result({"changed": bool(steps), "steps": _steps(steps)}, _told_of_uninstall(steps))
 
 
@@ -195,12 +195,13 @@ def _told_of_uninstall(steps: list[StepResult]) -> str:
     return "The node is as before."
 
 
-def _report(step: StepResult) -> None:
+def report(step: StepResult, *, detail: bool = False) -> None:
+    """Tell of a step on the way; a `detail` only with `-v`."""
     seconds = f"  {step.seconds:.1f} s" if step.seconds >= 0.05 else ""
     reason = f"  ({step.reason})" if step.outcome == "kept" else ""
-    say(f"{step.outcome:>8}  {step.description}{reason}{seconds}")
+    say(f"{step.outcome:>8}  {step.description}{reason}{seconds}", detail=detail)
     for note in step.steps:
-        say(f"          {note}")
+        say(f"          {note}", detail=detail)
 
 
 def _planned(step: StepResult) -> str:
@@ -226,21 +227,26 @@ def _steps(steps: list[StepResult]) -> list[dict[str, Any]]:
 
 
 def _status(found: NodeStatus) -> Iterator[Any]:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(show_header=False, box=None)
-    table.add_row("installed", f"flox-node {found.version}, payload {found.payload_id}" if found.installed else "no")
-    table.add_row("platform", found.platform or "?")
-    table.add_row("handler flox", "live" if found.handler_live else "not live")
-    table.add_row("containerd", f"{found.containerd_version or '?'}  {found.containerd_config}")
+    rows = [
+        ("installed", f"flox-node {found.version}, payload {found.payload_id}" if found.installed else "no"),
+        ("platform", found.platform or "?"),
+        ("handler flox", "live" if found.handler_live else "not live"),
+        ("containerd", f"{found.containerd_version or '?'}  {found.containerd_config}"),
+    ]
     if found.interrupted:
-        table.add_row(
-            "interrupted", "a run was killed; `flox-node install` finishes it, `flox-node uninstall` undoes it"
+        rows.append(
+            ("interrupted", "a run was killed; `flox-node install` finishes it, `flox-node uninstall` undoes it")
         )
     if found.problem:
-        table.add_row("problem", found.problem)
+        rows.append(("problem", found.problem))
     for drift in found.drift:
-        table.add_row("drift", drift.reason)
+        rows.append(("drift", drift.reason))
         if drift.suspect:
-            table.add_row("", f"looks like: {drift.suspect}")
+            rows.append(("", f"looks like: {drift.suspect}"))
+    table = Table(show_header=False, box=None)
+    for name, text in rows:
+        table.add_row(name, escape(text))
     yield table

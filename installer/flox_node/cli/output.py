@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "flox-node"
 _WIDTH = 200  # where the output goes into a file or a pipe, a table is not cut to the 80 columns of no terminal
+_INTERRUPTED = 130
+_AGAIN = "Run the command again: it goes on where it stopped."
 _verbosity = 0
 
 Verbose = Annotated[
@@ -132,6 +134,11 @@ def is_quiet() -> bool:
     return _verbosity < 0
 
 
+def is_verbose() -> bool:
+    """Whether more is to be told than usual."""
+    return _verbosity > 0
+
+
 def say(text: str, *, detail: bool = False) -> None:
     """Tell what happens on the way, a `detail` only with `-v`: on stderr, stdout is the result's."""
     if _verbosity >= (1 if detail else 0):
@@ -142,10 +149,14 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     """Run one command and print what it comes to; its exit code."""
     global _verbosity
     _verbosity = 0
-    as_json = "--json" in arguments
+    as_json = any(word.partition("=")[0] == "--json" for word in arguments)  # it may be the call that is wrong
     try:
         result = _run(app, arguments)
         if isinstance(result, int):
+            if result == _INTERRUPTED and as_json:
+                typer.echo(
+                    json.dumps({"exit_code": result, "error": "interrupted", "cause": "Ctrl-C.", "remedy": _AGAIN})
+                )
             return result
         _print(result, as_json=as_json)
         sys.stdout.flush()
@@ -172,7 +183,7 @@ def _run(app: typer.Typer, arguments: Sequence[str]) -> Result | int:
     except OSError as error:
         # A full or read-only disk, a missing permission: no bug, and the path says most of it.
         where = f"{error.filename}: " if error.filename else ""
-        remedy = "Repair what the text names, then run the command again: it goes on where it stopped."
+        remedy = f"Repair what the text names. {_AGAIN}"
         return Result(error=OutsideError(f"{where}{error.strerror or error}.", remedy=remedy))
     except Exception as error:
         traceback.print_exc()
