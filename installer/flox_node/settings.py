@@ -5,9 +5,8 @@ A setting is added here and where it is used: options, variables and keys of set
 
 from __future__ import annotations
 
-import hashlib
+import math
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from flox_node.errors import UsageError
 from flox_node.names import NOT_READY
 
 FOLDER = Path("/settings")
-_REMEDY = "Correct settings.toml in the ConfigMap of flox-node; nodes follow within two minutes."
+_REMEDY = "Correct the file; where it is of the ConfigMap flox-node, nodes follow within two minutes."
 _SHARE = re.compile(r"(?=.*[1-9])[0-9]+%?")
 
 STARTUP_TAINTS = (NOT_READY, "startup-taint.cluster-autoscaler.kubernetes.io/flox")
@@ -78,6 +77,10 @@ class Settings:
     repair: bool = False
     digest: str = ""
 
+    def __post_init__(self) -> None:
+        if self.deadline_s is not None and not math.isfinite(self.deadline_s):
+            raise _fault(f"deadline_s = {self.deadline_s} is no number of seconds.")
+
 
 def slots(share: str, nodes: int) -> int:
     """How many of so many nodes may restart containerd at a time ("10%" of them, or "3"); at least one."""
@@ -91,6 +94,8 @@ def load(folder: Path = FOLDER) -> Settings:
     Raises:
         UsageError: what is wrong with it.
     """
+    import hashlib  # with tomllib 5 ms, and most commands are given no folder
+
     text, policy = _text(folder / "settings.toml"), _text(folder / "policy.toml")
     digest = hashlib.sha256(f"{text}\0{policy}".encode()).hexdigest()
     return replace(parse(text), policy=policy or None, digest=digest)
@@ -110,6 +115,8 @@ def parse(text: str) -> Settings:
     Raises:
         UsageError: what is wrong with it.
     """
+    import tomllib
+
     try:
         given = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -129,6 +136,8 @@ def parse(text: str) -> Settings:
 
 def wants_purge(folder: Path = FOLDER) -> bool:
     """What settings.toml says about `purge`, whatever else is wrong with it: an uninstall needs no more."""
+    import tomllib
+
     try:
         return tomllib.loads(_text(folder / "settings.toml")).get("purge") is True
     except (tomllib.TOMLDecodeError, UsageError):
@@ -155,6 +164,8 @@ def _value(name: str, value: Any, told: Mapping[str, Any]) -> Any:
         return None
     if kind in (int, float) and not value >= told["least"]:
         raise _fault(f"settings.toml: {name} = {value} is less than {told['least']}.")
+    if kind is float and not math.isfinite(value):
+        raise _fault(f"settings.toml: {name} = {value} is no number of seconds.")
     return value
 
 
@@ -175,8 +186,8 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-    except UnicodeDecodeError as error:
-        raise _fault(f"{path.name} is no UTF-8: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise _fault(f"{path.name} cannot be read: {error}.") from error
 
 
 def _fault(cause: str) -> UsageError:

@@ -48,6 +48,7 @@ def test_nothing_and_zero_mean_that_the_node_finds_out(tmp_path: Path) -> None:
         ("restarts_per_hour = 0", "restarts_per_hour = 0 is less than 1"),
         ("deadline_s = 9.5", "deadline_s = 9.5 is less than 10"),
         ("deadline_s = nan", "deadline_s = nan is less than 10"),
+        ("deadline_s = inf", "deadline_s = inf is no number of seconds"),
         ("rollout = 3", "rollout is not known"),
         ("[rollout]\nspeed = 3", "rollout.speed is not known"),
         ("share = '3'", "share is not known"),
@@ -156,9 +157,23 @@ def test_a_mistake_in_a_variable_or_the_folder_is_a_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "settings.toml").write_text("speed = 3")
-    for words in (("--settings", str(tmp_path)), ("--deadline", "3"), ("--policy", str(tmp_path / "none"))):
+    for words in (
+        ("--settings", str(tmp_path)),
+        ("--settings", str(tmp_path / "none")),
+        ("--deadline", "nan"),
+        ("--deadline", "inf"),
+        ("--deadline", "3"),
+        ("--policy", str(tmp_path / "none")),
+    ):
         assert call("plan", "--payload", tmp_path, *words).exit_code == 2
     monkeypatch.setenv("FLOX_NODE_DEADLINE", "soon")
     done = call("plan", "--payload", tmp_path)
     assert done.exit_code == 2
     assert "FLOX_NODE_DEADLINE" in done.stderr
+
+
+def test_what_cannot_be_read_is_named_and_keeps_nobody_from_an_uninstall(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").mkdir()
+    with pytest.raises(UsageError, match=r"settings\.toml cannot be read"):
+        load(tmp_path)
+    assert not wants_purge(tmp_path)

@@ -53,6 +53,10 @@ _OPTIONS = {
     "verbose": Verbose,
     "quiet": Quiet,
 }
+_PARAMETERS = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+    for name, kind in _OPTIONS.items()
+]
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,7 @@ def command(
 
     def add(function: Callable[..., Result]) -> Callable[..., Result]:
         signature = inspect.signature(function, eval_str=True)
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        ours = [inspect.Parameter(name, keyword, default=False, annotation=kind) for name, kind in _OPTIONS.items()]
+        parameters = [*signature.parameters.values(), *_PARAMETERS]
 
         @functools.wraps(function)
         def called(*, as_json: bool, verbose: bool, quiet: bool, **given: Any) -> Result:
@@ -114,8 +117,8 @@ def command(
             speak(verbose=verbose, quiet=quiet)
             return function(**given)
 
-        called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *ours])  # type: ignore[attr-defined]
-        called.__annotations__ = {**function.__annotations__, **_OPTIONS}
+        called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
         name = function.__name__.rstrip("_").replace("_", "-")
         app.command(name, epilog=f"Example: {example}", hidden=hidden)(called)
         return function

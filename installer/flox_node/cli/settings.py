@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from flox_node.cli.output import Result, read_text
+from flox_node.errors import UsageError
 from flox_node.settings import Settings, load
 
 _FOLDER = Annotated[
@@ -59,6 +60,8 @@ def with_settings(function: Callable[..., Result]) -> Callable[..., Result]:
         said = {name: value for name in _KINDS if (value := given.pop(name)) is not None}
         if policy is not None:
             said["policy"] = read_text(policy)
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{folder} is no folder.")
         return function(settings=replace(load(folder) if folder else Settings(), **said), **given)
 
     called.__signature__ = signature.replace(parameters=[*kept, *added])  # type: ignore[attr-defined]
