@@ -194,8 +194,10 @@ class HubData:
         }
 
     def break_with(self, kind: str, **details: object) -> None:
-        """From now on "status" (status=500, location=URL for a redirect), "hang" (accept, never answer), "slow"
-        (seconds=1.5 before an answer), "cut" (end in the middle of an answer); with after=N only after N more requests.
+        """From now on `kind`; with after=N only after N more requests.
+
+        "status" (status=500, location=URL for a redirect), "hang" (accept, never answer), "slow" (seconds=1.5 before
+        an answer), "cut" (end in the middle of an answer), "throttle" (files at bytes_per_s).
         """
         self._write(self.folder / "fault.json", {"kind": kind, **details})
 
@@ -360,6 +362,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.get("after", 0) > 0:
             hub.data.break_with(**{**fault, "after": fault["after"] - 1})
             return False
+        if fault["kind"] == "throttle":
+            return False
         if fault["kind"] == "cut":
             self.send_response(200)
             self.send_header("Content-Type", "application/x-git-upload-pack-advertisement")
@@ -446,9 +450,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(path.stat().st_size))
         self.end_headers()
         if self.command != "HEAD":
+            fault = self.server.hub.data.fault() or {}
+            rate = fault.get("bytes_per_s")
             with path.open("rb") as file:
-                while chunk := file.read(1 << 18):
+                while chunk := file.read(rate // 10 if rate else 1 << 18):
                     self.wfile.write(chunk)
+                    if rate:
+                        self.server.hub.stopping.wait(0.1)
 
     def _status(self, status: int, fields: Mapping[str, str] | None = None, content: bytes = b"") -> None:
         self.send_response(status)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 
 from flox_node.atomic import symlink
@@ -79,6 +78,8 @@ def fetches(paths: Paths) -> list[str]:
 
 def release(name: str, paths: Paths) -> None:
     """Drop what a realisation held."""
+    import shutil  # slow, and a pod whose environment is here needs none of it
+
     shutil.rmtree(f"{paths.gc_roots}/{_FETCH}{name}", ignore_errors=True)
 
 
