@@ -164,7 +164,7 @@ def _value(name: str, value: Any, told: Mapping[str, Any]) -> Any:
         return None
     if kind in (int, float) and not value >= told["least"]:
         raise _fault(f"settings.toml: {name} = {value} is less than {told['least']}.")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise _fault(f"settings.toml: {name} = {value} is no number of seconds.")
     return value
 
