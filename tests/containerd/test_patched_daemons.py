@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from flox_node.containerd.config.editor import Handler, register
 from flox_node.containerd.config.effective import Effective, MapReader, load
+from flox_node.containerd.live import pending
 from flox_node.containerd.live.cri import CriClient
 from flox_node.errors import RefusedError
 from flox_node.host import HostFiles
@@ -94,6 +95,9 @@ def test_a_daemon_started_with_a_patched_file_serves_flox_and_every_other_handle
             wrong.append(f"{path.name}: {set(status.handlers)}, default {status.default_handler}; expected {expected}")
         elif status.handlers["flox"].binary_name != "/opt/flox-node/bin/flox-runtime":
             wrong.append(f"{path.name}: {status.handlers['flox']}")
+        # What a daemon was just started with is nothing that waits for a restart.
+        after = load("/c.toml", MapReader({"/c.toml": patch.result}), version(release))
+        wrong += [f"{path.name}: {each}" for each in pending.differences(after, status, "flox", "/c.toml")]
     print(f"\ncontainerd {release}: {live} patched files live")
     assert live >= len(SAMPLE) - 1
     assert wrong == []

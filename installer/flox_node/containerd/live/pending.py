@@ -21,6 +21,9 @@ from flox_node.containerd.live.daemon import Running
 from flox_node.errors import RefusedError
 from flox_node.host import Host
 
+# `bin_dir` became `bin_dirs` in 2.1, and the status tells of either in its own way.
+_TOLD_OTHERWISE = {("containerd", "defaultruntimename"), ("cni", "bindir"), ("cni", "bindirs")}
+
 
 @dataclass(frozen=True)
 class Pending:
@@ -51,7 +54,7 @@ def find(host: Host, running: Running, registration: Registration, handler: Hand
     if coming.untold and {*changed} & {*coming.inputs}:
         file = next(path for path in changed if path in coming.inputs)
         return (Pending(file, None, f"it was changed since containerd was started, and {coming.untold}"),)
-    return tuple(_differences(then, running.status, handler.name, changed[0]))
+    return tuple(differences(then, running.status, handler.name, changed[0]))
 
 
 def refusal(found: Sequence[Pending], unit: str) -> RefusedError:
@@ -81,9 +84,11 @@ def _changed_since(host: Host, running: Running, then: Effective, coming: NextSt
             yield path
 
 
-def _differences(then: Effective, status: CriStatus, ours: str, changed: str) -> Iterator[Pending]:
+def differences(then: Effective, status: CriStatus, ours: str, changed: str) -> Iterator[Pending]:
+    """What a configuration that loads says otherwise than a running CRI, ours apart. `changed` is a newer file."""
     assert then.cri is not None, "the caller checked it"
-    settings = [setting for setting in then.settings if setting.path[0] == "plugins"]
+    # From 2.0 on the images' side is a plugin of its own, of which the CRI's status tells nothing.
+    settings = [setting for setting in then.settings if setting.path[:2] == ("plugins", then.cri.plugin)]
     for name, handler in status.handlers.items():
         if name == ours:
             continue
@@ -104,9 +109,9 @@ def _differences(then: Effective, status: CriStatus, ours: str, changed: str) ->
     told = dict(_leaves(status.config))
     for setting in settings:
         name_ = _words(setting.path[2:])
-        if "runtimes" in setting.path or name_ not in told or _said(told[name_]) == _said(setting.value):
+        if "runtimes" in setting.path or name_ in _TOLD_OTHERWISE or name_ not in told:
             continue
-        if name_ != ("containerd", "defaultruntimename"):
+        if _said(told[name_]) != _said(setting.value):
             key = ".".join(setting.path[2:])
             yield Pending(setting.file, setting.line, f"`{key}` is not what containerd was started with")
 
