@@ -91,4 +91,4 @@ class Containerd(Machine):
         if self._pid:
             return super()._enter(command)
         argv = ["sh", "-c", command] if isinstance(command, str) else list(command)
-        return ["unshare", "--mount", "sh", "-euc", OFFLINE, "sh", os.fspath(self.folder), self._layers, *argv]
+        return ["unshare", "--mount", "sh", "-euc", OFFLINE, "sh", os.fspath(self.folder), self.layers, *argv]

@@ -48,7 +48,7 @@ class Machine(ABC):
         """containerd: the release. config: the text of /etc/containerd/config.toml, by default a plain node's."""
         self.containerd = containerd
         self.socket = SOCKET  # of the containerd that a kubelet of this machine uses
-        self._layers = f"{releases.layer(containerd)}:{rootfs.folder()}"
+        self.layers = f"{releases.layer(containerd)}:{rootfs.folder()}"  # what lies below its own disk
         self._pid = 0
         self._nspawn: subprocess.Popen[bytes] | None = None
         self._served: list[subprocess.Popen[bytes]] = []
@@ -216,7 +216,7 @@ class Machine(ABC):
         if self._nspawn is not None:
             raise RuntimeError("It is on.")
         scope = self._scope
-        arguments = (scope.folder, self._layers, scope.name, scope.network_namespace)
+        arguments = (scope.folder, self.layers, scope.name, scope.network_namespace)
         self._nspawn = scope.popen(NSPAWN, *arguments, *program, log=self.folder / "logs/console")
         return self._nspawn
 

@@ -257,11 +257,12 @@ def _eks_al2023(release: str, neighbour: str) -> Outfit:
         "kata": _neighbours(_V2, "kata"),
     }
     fragment = "".join(f"      {line}\n" for line in users[neighbour].splitlines())
+    templates = {plugin: _nodeadm_template(plugin) for plugin in (_V2, _V3)}
     head = "apiVersion: node.eks.aws/v1alpha1\nkind: NodeConfig\nspec:\n"
     files = {
         f"/{CONFIG}": "",
-        "/usr/share/nodeadm/config.template.toml": f"version = 2\n\n{_cri(_V2)}",
-        "/usr/share/nodeadm/config2.template.toml": f"version = 3\n\n{_cri(_V3)}",
+        "/usr/share/nodeadm/config.template.toml": f"version = 2\n\n{templates[_V2]}",
+        "/usr/share/nodeadm/config2.template.toml": f"version = 3\n\n{templates[_V3]}",
         "/usr/share/nodeadm/user-data.yaml": f"{head}  cluster:\n    name: demo\n",
         "/etc/eks/nodeadm.d/": "",
     }
@@ -284,6 +285,13 @@ def _eks_al2023(release: str, neighbour: str) -> Outfit:
         durable="/etc/eks/nodeadm.d/50-flox-node.yaml",
         rewritten_at_boot=True,
     )
+
+
+def _nodeadm_template(plugin: str) -> str:
+    """The default runtime has what nodeadm's own templates give it."""
+    runc = f'[plugins."{plugin}".containerd.runtimes.runc]\n'
+    spec = '  base_runtime_spec = "/etc/containerd/base-runtime-spec.json"\n'
+    return f"{_cri(plugin).replace(runc, runc + spec)}  SystemdCgroup = true\n"
 
 
 def _eks_al2(release: str, neighbour: str) -> Outfit:

@@ -27,7 +27,7 @@ class Node(NodeBox):
         self.address = network.address(index)
         self._pods = network.pods_of(index)
         layers = [binaries.layer(control_plane.release, program) for program in binaries.ON_NODES]
-        self._layers = ":".join([*map(str, layers), str(binaries.node_tools()), self._layers])
+        self.layers = ":".join([*map(str, layers), str(binaries.node_tools()), self.layers])
         (self.folder / "kubelet").mkdir()
         self.write("etc/hostname", f"{self.name}\n")
         self.write("etc/resolv.conf", f"nameserver {network.API_SERVER}\n")  # nobody answers: there is no outside

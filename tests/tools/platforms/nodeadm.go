@@ -22,6 +22,7 @@ const (
 	templateV3 = "/usr/share/nodeadm/config2.template.toml"
 	userData   = "/usr/share/nodeadm/user-data.yaml"
 	config     = "/etc/containerd/config.toml"
+	baseSpec   = "/etc/containerd/base-runtime-spec.json"
 )
 
 type nodeConfig struct {
@@ -205,6 +206,13 @@ func initialise(given arguments) error {
 }
 
 func configure(given string) error {
+	spec, err := exec.Command("ctr", "oci", "spec").Output() // the original writes one with other limits
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(baseSpec, spec, 0o644); err != nil {
+		return err
+	}
 	release, err := major("containerd")
 	if err != nil {
 		return err
