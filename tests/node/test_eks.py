@@ -10,6 +10,7 @@ import pytest
 
 from tests.bed import eks, flox, payload
 from tests.bed.platforms import PlatformBox
+from tests.conftest import FULL
 from tests.doubles.server import serving
 from tests.node.tree import tree
 
@@ -19,9 +20,9 @@ BOOTS = 4
 LOOK = "[Service]\nExecStartPre=/bin/sh -c 'cp /etc/containerd/config.toml /run/at-kubelets-start.toml'\n"
 
 
-@pytest.fixture
-def baked(machines: list[object], bed: object) -> PlatformBox:
-    box = PlatformBox("eks-al2023", "2.1")
+@pytest.fixture(params=("1.7", "2.1", "2.4") if FULL else ("2.1",))
+def baked(request: pytest.FixtureRequest, machines: list[object], bed: object) -> PlatformBox:
+    box = PlatformBox("eks-al2023", request.param)
     machines.append(box)
     box.write("etc/machine-id", "")
     box.write("etc/systemd/system/kubelet.service.d/50-look.conf", LOOK)
@@ -42,7 +43,7 @@ def test_nodes_of_an_image_are_flox_nodes_from_every_boot_on_and_the_daemonset_a
     judged = eks.in_image(baked, "sh", "/tmp/check.sh")
     assert judged.returncode == 0, judged.stdout + judged.stderr
 
-    plain = PlatformBox("eks-al2023", "2.1")
+    plain = PlatformBox("eks-al2023", baked.containerd)
     machines.append(plain)
     plain.write("etc/systemd/system/kubelet.service.d/50-look.conf", LOOK)
     plain.boot()

@@ -390,6 +390,22 @@ def test_a_unit_whose_restart_kills_pods_is_refused_and_its_file_named(node: Nod
     node.must_be_unhurt()
 
 
+def test_a_restart_that_fails_with_a_unit_that_containerd_requires_names_that_unit(node: Node) -> None:
+    """As EKS' FastImagePull has it: a snapshotter without which containerd is not to start."""
+    soci = "[Service]\nType=oneshot\nExecStart=/bin/sh -c '[ ! -e /run/soci-is-broken ]'\n"
+    needs = "[Unit]\nRequires=soci-snapshotter.service\nAfter=soci-snapshotter.service\n"
+    node.box.write("etc/systemd/system/soci-snapshotter.service", soci)
+    node.box.write("etc/systemd/system/containerd.service.d/10-soci-snapshotter.conf", needs)
+    node.box.run("systemctl daemon-reload")
+    node.box.write("run/soci-is-broken", "")
+    done = node.install()
+    assert done.returncode not in (0, 1), done.stderr
+    assert "soci-snapshotter.service failed, which it requires" in done.stderr
+    node.box.run("rm /run/soci-is-broken; systemctl start soci-snapshotter containerd kubelet")
+    node.box.cri.wait_ready()
+    node.must_be_unhurt()
+
+
 def test_a_unit_that_was_changed_but_not_read_is_refused(node: Node) -> None:
     node.box.write("etc/systemd/system/containerd.service.d/10-more.conf", "[Service]\nEnvironment=A=b\n")
     done = node.install()
