@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator
 
 import pytest
 
+from flox_node.kube import names
+from flox_node.settings import STARTUP_TAINTS
 from tests.bed import image
 from tests.bed.flox import PRIVATE_TOKEN
 from tests.bed.images import BUSYBOX
@@ -24,6 +26,7 @@ CONFIG = "etc/containerd/config.toml"
 # `hello` and `busybox` exist only in the environment; what they need is in the image's place: one volume.
 SERVER = "hello >/www/index.html; exec busybox httpd -f -p 8080 -h /www"
 WWW = {"name": "www", "mountPath": "/www"}
+THEIRS = "example.org/theirs"
 ROLLOUTS = 20 if FULL else 1
 BUDGET = 6 if FULL else 2  # restarts of containerd an hour
 
@@ -338,9 +341,16 @@ def test_a_reboot_of_a_node_brings_its_flox_pods_back(
     assert_answers(cluster.command(*FETCH, f"http://{address}", of=node), ["Hello, world!"])
 
 
+def _taints(flox: FloxCluster, node: Node) -> set[str]:
+    return {taint["key"] for taint in flox.node(node.name)["spec"].get("taints") or []}
+
+
 def _new_node(cluster: Cluster, flox: FloxCluster, containerd: str, *, broken: bool = False) -> Node:
-    """A node that joins while flox-node is there, with the startup taint of its node group."""
-    node = cluster.add_node(containerd, "--register-with-taints=flox.dev/not-ready=:NoSchedule")
+    """A node that joins while flox-node is there, as an autoscaled group declares it: label, taints, another taint."""
+    taints = ",".join(f"{key}=:NoSchedule" for key in STARTUP_TAINTS)
+    node = cluster.add_node(
+        containerd, f"--register-with-taints={taints},{THEIRS}=:PreferNoSchedule", f"--node-labels={names.ENABLED}=true"
+    )
     if broken:
         # A containerd that works, until its configuration names our handler: no proof before the start can know.
         unit = f"[Service]\nExecStartPre=/bin/sh -c '! grep -q runtimes.flox /{CONFIG}'\n"
@@ -361,15 +371,13 @@ def test_a_node_whose_containerd_is_broken_by_the_candidate_rolls_back_and_the_n
         condition = flox.reason(broken, "RolledBack", timeout=200)
         assert "old configuration is live again" in condition["message"]
         flox.labelled(well)
-        found = flox.node(broken.name)
-        assert "flox.dev/enabled" not in found["metadata"]["labels"]
-        assert [taint["key"] for taint in found["spec"]["taints"]] == ["flox.dev/not-ready"]
+        assert _taints(flox, broken) == {*STARTUP_TAINTS, THEIRS}, "no Flox pod comes, although the label is there"
         assert "runtimes.flox" not in (broken.root / CONFIG).read_text()
         assert "flox" not in broken.cri.handlers()
         cluster.wait_ready(broken)
         assert flox.events(broken) == ["FloxRolledBack"]
         flox.converged(well)
-        assert not flox.node(well.name)["spec"].get("taints")
+        assert _taints(flox, well) == {THEIRS}
     finally:
         cluster.remove_node(well)
         cluster.remove_node(broken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.doubles.server import serving
 from tests.node.tree import tree
 
 SHIM = "/opt/flox-node/bin/flox-runtime"
-BOOTS = 4
+BOOTS = 4 if FULL else 2
 # What containerd is configured with whenever the kubelet is about to start.
 LOOK = "[Service]\nExecStartPre=/bin/sh -c 'cp /etc/containerd/config.toml /run/at-kubelets-start.toml'\n"
 
@@ -85,3 +86,56 @@ def _assert_live(box: PlatformBox, former: dict[str, object]) -> None:
 def _install(box: PlatformBox, folder: Path) -> dict[str, object]:
     result: dict[str, object] = json.loads(flox.flox_node(box, "install", "--payload", str(folder), "--json").stdout)
     return result
+
+
+USER_DATA = """\
+[Unit]
+After=nodeadm-config.service
+Before=containerd.service kubelet.service nodeadm-run.service
+
+[Service]
+Type=oneshot
+Environment=FLOX_NODE_PAYLOAD=file:///payload.tar.gz FLOX_NODE_SHA256={sha256} FLOX_NODE_PATIENCE_S=60
+ExecStart=/bin/sh /usr/local/bin/bootstrap.sh
+"""
+# What EKS' image has and the box has not; of curl only what a file:// needs.
+CURL = '#!/bin/sh\nfor word; do [ ! "$next" ] || out=$word; next=; [ $word != --output ] || next=1; done\n'
+CURL += "exec cp /payload.tar.gz $out\n"
+
+
+def stock(machines: list[object], sha256: str) -> PlatformBox:
+    """A node of the stock image whose user data hold the bootstrap."""
+    box = PlatformBox("eks-al2023", "2.1")
+    machines.append(box)
+    disk = box.folder / "disk"
+    shutil.copy(eks.archive(), disk / "payload.tar.gz")
+    programs = disk / "usr/local/bin"
+    programs.mkdir(parents=True)
+    shutil.copy(eks.AMI / "bootstrap.sh", programs)
+    for applet in ("gzip", "logger"):
+        (programs / applet).symlink_to("/usr/bin/busybox")
+    (programs / "curl").write_text(CURL)
+    (programs / "curl").chmod(0o755)
+    box.write("etc/systemd/system/user-data.service", USER_DATA.format(sha256=sha256))
+    (disk / "etc/systemd/system/multi-user.target.wants/user-data.service").symlink_to("../user-data.service")
+    return box
+
+
+def test_a_stock_image_becomes_a_flox_node_within_its_first_boot(machines: list[object], bed: object) -> None:
+    box = stock(machines, hashlib.sha256(eks.archive().read_bytes()).hexdigest())
+    for _ in range(2):
+        box.boot()
+        assert box.cri.handlers()["flox"]["options"]["BinaryName"] == SHIM
+        assert flox.flox_node(box, "status").returncode == 0
+        assert "docker.io/flox/empty:1.0.0" in box.cri.images(), "the unit of the boot ran, in the first boot too"
+        box.cut_power()
+
+
+def test_a_bootstrap_that_fails_leaves_a_node_that_joins(machines: list[object], bed: object) -> None:
+    box = stock(machines, "0" * 64)
+    box.boot()
+    assert "flox" not in box.cri.handlers()
+    assert box.run("systemctl is-active kubelet").stdout.strip() == "active"
+    assert "nothing was unpacked" in box.run("journalctl --no-pager --unit=user-data").stdout
+    assert not (box.root / "opt/flox-node").exists()
+    assert not (box.root / "etc/eks/nodeadm.d/50-flox-node.yaml").exists()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flox_node.eks.files import nodeconfig
+from flox_node.eks.group import Group
 from flox_node.errors import RefusedError
 from flox_node.payload import Payload
 from flox_node.plan import Outcome, StepResult, image, install, maintenance, uninstall
@@ -67,6 +69,21 @@ def test_an_image_starts_nothing_and_names_no_machine(built: FakeNode, payload: 
     again = image.bake(built.host, payload, EKS, ignore)
     assert {step.outcome for step in again} == {Outcome.ALREADY}
     assert before.items() <= built.tree().items()
+
+
+@pytest.mark.parametrize(("containerd", "kubernetes"), [("1.7.24", "1.29"), ("2.1.4", "1.35")])
+def test_an_image_holds_the_nodeconfig_that_is_printed(
+    containerd: str, kubernetes: str, tmp_path: Path, payload: Payload
+) -> None:
+    node = FakeNode(tmp_path / "image", version=containerd)
+    (node.root / "etc/eks/nodeadm.d").mkdir(parents=True)
+    image.bake(node.host, payload, EKS, ignore)
+
+    def without_comments(text: str) -> list[str]:
+        return [line for line in text.splitlines() if not line.startswith("#")]
+
+    printed = nodeconfig(Group("demo", "eu-central-1", kubernetes=kubernetes))
+    assert without_comments((node.root / FRAGMENT).read_text()) == without_comments(printed)
 
 
 def test_a_node_of_the_image_is_whole_and_an_install_adopts_it(built: FakeNode, payload: Payload) -> None:
