@@ -43,6 +43,7 @@ class Outfit:
     unit: str = "containerd.service"
     config: str = f"/{CONFIG}"  # what containerd is started with, before us
     durable: str = f"/{CONFIG}"  # the file that must register the handler for good
+    cgroup_parent: str = ""  # of pods: a slice, where containerd uses systemd's cgroups
     forgets: bool = False  # a boot undoes an install: it is installed again
     rewritten_at_boot: bool = False  # and an uninstall leaves the rendered file to the next boot
 
@@ -283,6 +284,7 @@ def _eks_al2023(release: str, neighbour: str) -> Outfit:
             ),
         },
         durable="/etc/eks/nodeadm.d/50-flox-node.yaml",
+        cgroup_parent="/kubepods.slice",
         rewritten_at_boot=True,
     )
 

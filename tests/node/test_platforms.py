@@ -49,7 +49,8 @@ def test_the_handler_outlives_restart_reboot_and_upgrade_and_leaves_no_trace(
     machines.append(box)
     box.boot()
     before, former = tree(box), box.cri.handlers()
-    container = box.cri.run_container(box.cri.run_sandbox("runc"), ["sleep", "3600"])
+    sandbox = box.cri.run_sandbox("runc", cgroup_parent=box.outfit.cgroup_parent)
+    container = box.cri.run_container(sandbox, ["sleep", "3600"])
     pid = box.cri.container_pid(container)
 
     flox.install(box)
