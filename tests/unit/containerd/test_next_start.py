@@ -111,7 +111,18 @@ def test_what_was_rendered_of_the_template_already_is_not_rendered_twice(tmp_pat
         MapReader({path: text.encode() for path, text in files.items()}), ContainerdVersion.parse("2.1.9"), FLOX
     )
     assert coming.files[CONFIG] == files[CONFIG].encode()
-    assert coming.inputs == (TEMPLATE,)
+    assert coming.inputs[0] == TEMPLATE
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "config.yaml.d/50-mine.yaml"])
+def test_changed_settings_of_the_service_cannot_be_told(tmp_path: Path, name: str) -> None:
+    settings = f"/etc/rancher/k3s/{name}"
+    changed = settings.removesuffix("/50-mine.yaml")
+    files = {CONFIG: rendered(V3), settings: "default-runtime: nvidia\n"}
+    assert found(tmp_path, Rancher(CONFIG), files, ()) == ""
+    assert f"{changed}: it was changed since containerd was started" in found(
+        tmp_path, Rancher(CONFIG), files, (changed,)
+    )
 
 
 def test_our_own_block_in_a_template_is_no_edit_of_others(tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ def find(host: Host, running: Running, registration: Registration, handler: Hand
         return (Pending(file, worst.line, f"containerd would not start with it as it is now: {worst.text}"),)
     if not changed:
         return ()
-    if coming.untold and {*changed} & {*coming.inputs}:
-        file = next(path for path in changed if path in coming.inputs)
-        return (Pending(file, None, f"it was changed since containerd was started, and {coming.untold}"),)
+    if untold := [path for path in changed if path in coming.untold]:
+        why = "it was changed since containerd was started, and"
+        return tuple(Pending(path, None, f"{why} {coming.untold[path]}") for path in untold)
     return tuple(differences(then, running.status, handler.name, changed[0]))
 
 

@@ -19,12 +19,13 @@ class NextStart:
     """What the platform makes of its own inputs when it starts containerd the next time, without us.
 
     `inputs` are the files and folders that it reads, `files` what it will have written then, as far as it is known;
-    `untold` says why it is not. `root` is the file that containerd is started with then, where that is another one.
+    `untold` are inputs of which that cannot be told, each with the reason. `root` is the file that containerd is
+    started with then, where that is another one.
     """
 
     inputs: tuple[str, ...] = ()
     files: Mapping[str, bytes | None] = field(default_factory=dict)
-    untold: str = ""
+    untold: Mapping[str, str] = field(default_factory=dict)
     root: str = ""
 
 

@@ -73,10 +73,9 @@ class K0s:
             root = self._schema(reader, self.config, version)
             odd = tuple(path for path in self._others(reader) if self._schema(reader, path, version) not in (0, root))
             why = "its `version` is not the one of k0s' own file, which newer releases of k0s refuse to start with"
-            return NextStart(odd, untold=why if odd else "")
-        return NextStart(
-            tuple(self._others(reader)), untold="k0s merges it into containerd's configuration at its next start"
-        )
+            return NextStart(odd, untold=dict.fromkeys(odd, why))
+        others = tuple(self._others(reader))
+        return NextStart(others, untold=dict.fromkeys(others, "k0s merges it into containerd's at its next start"))
 
     def _schema(self, reader: Reader, path: str, version: ContainerdVersion) -> int:
         try:

@@ -73,16 +73,22 @@ class Rancher:
         """See Registration. A template that is more than text behind the base cannot be rendered here."""
         path, template = self._template(reader, version)
         rendered = reader.read_optional(self.config)
+        # The service's own settings: /etc/rancher/k3s for /var/lib/rancher/k3s/agent/etc/containerd/config.toml.
+        folder = f"/etc/rancher/{posixpath.basename(self.config.partition('/agent/')[0])}"
+        settings = (f"{folder}/config.yaml", f"{folder}/config.yaml.d")
+        untold = dict.fromkeys(settings, "what it means for containerd only a start of the service shows")
+        inputs = (path, *settings)
         if template is None or rendered is None:
-            return NextStart((path,))
+            return NextStart(inputs, untold=untold)
         text = _text(_without_block(template, handler) or b"").removeprefix(_HEAD)
         base, found, added = text.partition(_BASE.strip())
         if text and (not found or base.strip() or "{{" in added):
-            return NextStart((path,), untold="it is a template of its own that only a start renders")
+            why = "it is a template of its own that only a start renders"
+            return NextStart(inputs, untold={**untold, path: why})
         now = _text(remove(rendered, handler, version).result)
         if not now.rstrip().endswith(added.strip()):
             now = now.rstrip("\n") + "\n" + added.lstrip("\n")
-        return NextStart((path,), {self.config: _bytes(now)})
+        return NextStart(inputs, {self.config: _bytes(now)}, untold)
 
     def _template(self, reader: Reader, version: ContainerdVersion) -> tuple[str, bytes | None]:
         """The template that the service uses at its next start, and its bytes."""
