@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from flox_node.containerd.config.document import parse
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler, Patch, cut_out, remove
 from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, covers, load
@@ -44,7 +45,8 @@ def drop_in_path(effective: Effective) -> str | None:
 def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[PlacedEdit, ...]:
     """The edits that take the handler out again, wherever it stands now; () where it is nowhere.
 
-    Works for a configuration that containerd would refuse, too, as far as its files can be read.
+    A copy in a folder beside the root that nobody imports now is one, too: an import would bring it back. It works for
+    a configuration that containerd would refuse as well, as far as its files can be read.
 
     Raises:
         RefusedError: it is the default runtime, or the lines of a copy cannot be cut out alone.
@@ -61,6 +63,12 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Pl
             raise RefusedError(f"{path}: {error.cause}", remedy=error.remedy) from None
         if patch.changed:
             found[path] = PlacedEdit(path, source, patch.result, "in-place", patch)
+    for path in _unread_files(effective, reader):
+        source = reader.read_optional(path) or b""
+        bare = _unread_without_us(source, effective, handler)
+        if path not in found and bare is not None:
+            gone = Patch(bare, True, "", {}, added_runc=False, inner_runtime=None)
+            found[path] = PlacedEdit(path, source, bare, "in-place", gone)
     return tuple(found.values())
 
 
@@ -91,6 +99,29 @@ def shaped_by_us(effective: Effective, handler: Handler) -> frozenset[str]:
         return frozenset(bare.cri.runtimes if bare.cri else ())
     here, alone = effective.cri.runtimes, bare.cri.runtimes
     return frozenset(name for name in here.keys() | alone.keys() if here.get(name) != alone.get(name)) - {handler.name}
+
+
+def _unread_files(effective: Effective, reader: Reader) -> list[str]:
+    """The files in folders beside the root that no file imports."""
+    folder = posixpath.dirname(effective.root.path)
+    read = {file.path for file in effective.files}
+    paths = [
+        posixpath.join(folder, name, file)
+        for name in reader.listdir(folder)
+        for file in reader.listdir(posixpath.join(folder, name))
+        if file.endswith(".toml")
+    ]
+    return [path for path in paths if path not in read]
+
+
+def _unread_without_us(source: bytes, effective: Effective, handler: Handler) -> bytes | None:
+    """Such a file without us; None where we are not in it, or it is not for us to say."""
+    if handler.name.encode() not in source:
+        return None
+    try:
+        return cut_out(parse(source, effective.containerd), handler, effective.containerd)
+    except RefusedError:
+        return None
 
 
 def _own_files(effective: Effective, reader: Reader) -> list[str]:

@@ -122,11 +122,11 @@ class _Places:
     def _at(self, places: list[Callable[[], PlacedEdit]], keep: bool) -> tuple[PlacedEdit, ...]:
         """Register there; what is ours elsewhere goes (with `keep`: only an own file does)."""
         edits = [edit() for edit in places]
-        taken = {edit.path for edit in edits}
+        taken, read = {edit.path for edit in edits}, {file.path for file in self.effective.files}
         stale = [
             edit
             for edit in withdraw(self.effective, self.reader, self.handler)
-            if edit.path not in taken and (edit.kind == "drop-in" or not keep)
+            if edit.path not in taken and (edit.kind == "drop-in" or (not keep and edit.path in read))
         ]
         return (*edits, *stale)
 
