@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import json
 import os
-import secrets
 import time
 from dataclasses import asdict, dataclass
 
@@ -100,7 +99,7 @@ def _key(paths: Paths) -> bytes:
         os.makedirs(os.path.dirname(paths.grant_key), mode=0o700, exist_ok=True)
         temporary = f"{paths.grant_key}.{os.getpid()}.tmp"
         with open(temporary, "wb", opener=_private) as stream:
-            stream.write(secrets.token_bytes(32))
+            stream.write(os.urandom(32))
         try:
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, paths.grant_key)

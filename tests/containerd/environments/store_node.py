@@ -192,7 +192,8 @@ class StoreNode:
         start = (
             "import sys; sys.path.append('/app'); from flox_node.environments import __main__; __main__.realise_main()"
         )
-        return self.command(self.python, "-IBS", "-c", start)
+        # Compiled once, as in a payload.
+        return self.command(self.python, "-IS", "-X", "pycache_prefix=/tmp/compiled", "-c", start)
 
     def start(self, environment: str, *, generation: int | None = None, mode: str = "run") -> "subprocess.Popen[str]":
         """Start a realisation; `answer` waits for it."""

@@ -1,0 +1,112 @@
+"""What a pod's environment costs before its sandbox: asked for, fetched by one for many, fetched beside `nix copy`.
+
+Programs run on a node with a real Nix store, beside a hub and a cache on loopback (tests/containerd/environments).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.bed import store
+from tests.bed.scope import Scope
+from tests.bench.rows import Measurement, Row, ratio, row
+from tests.containerd.environments.store_node import StoreNode, answer
+from tests.doubles.hub import Hub, HubData, catalog_package, lockfile, serve, store_path_package
+
+ROUNDS = 50
+POD_COUNT = 50
+FETCH_S = 5
+FETCH_ROUNDS = 3
+FETCH_BYTES = 300 << 20
+
+
+def resolve() -> Sequence[Row]:
+    """Milliseconds until an environment that is on the node is found to be allowed and live, one request included."""
+    samples = []
+    with _node() as (node, hub, data):
+        node.policy(hub.git_url)
+        data.publish("demo", "hello", lockfile([store_path_package("hello", node.hello)]))
+        _must(node, "demo/hello")
+        for _ in range(ROUNDS):
+            entering = _ms(lambda: node.run(f"{node.busybox}/bin/busybox", "true"))
+            samples.append(_ms(lambda: _must(node, "demo/hello")) - entering)
+    return (row("env.resolve_ms", samples, unit="ms", goal=100),)
+
+
+def burst() -> Sequence[Row]:
+    """The slowest of many sandboxes of one environment that the node does not have, beside one alone."""
+    with _node() as (node, hub, data):
+        node.policy(hub.git_url)
+        for name in ("alone", "burst"):
+            data.publish("demo", name, lockfile([store_path_package("hello", node.hello)], variables={"NAME": name}))
+        node.fault(f"slow:{FETCH_S}")
+        alone = _ms(lambda: _must(node, "demo/alone"))
+        began = time.monotonic()
+        running = [node.start("demo/burst") for _ in range(POD_COUNT)]
+        for process in running:
+            assert answer(process)["ok"]
+        slowest = (time.monotonic() - began) * 1000
+    return (ratio("burst.cold_slowest_ratio", [slowest], [alone], goal=2),)
+
+
+def fetch() -> Sequence[Row]:
+    """A large package from a cache on loopback: the fetch of a realisation beside `nix copy` of the same path."""
+    ours, theirs = [], []
+    with _node() as (node, _, data):
+        nix = [node.nix_store.removesuffix("-store"), "--extra-experimental-features", "nix-command"]
+        folder = node.real("/tmp/big")
+        folder.mkdir()
+        with serve(data, cache=node.real("/tmp/cache")) as hub:
+            node.policy(hub.git_url, nix={"substituters": [hub.cache_url]})
+            for number in range(FETCH_ROUNDS):
+                (folder / "content").write_bytes(os.urandom(FETCH_BYTES))
+                path = node.run(node.nix_store, "--add", "/tmp/big").strip()
+                node.run(*nix, "copy", "--to", "file:///tmp/cache?compression=none", path)
+                node.run(node.nix_store, "--delete", path)
+                data.publish("demo", f"big{number}", lockfile([catalog_package("big", {"out": path})]))
+                copy = [*nix, "copy", "--from", hub.cache_url, path]
+                theirs.append(_ms(lambda copy=copy: node.run(*copy)))  # type: ignore[misc]
+                node.run(node.nix_store, "--delete", path)
+                _must(node, f"demo/big{number}")
+                log = node.real("/var/log/flox-node/runtime.jsonl").read_text().splitlines()
+                ours.append(json.loads(log[-1])["phases"]["fetch"])
+    return (ratio("fetch.vs_nix_copy_ratio", ours, theirs, goal=1.1),)
+
+
+@contextmanager
+def _node() -> Iterator[tuple[StoreNode, Hub, HubData]]:
+    scope = Scope("store")
+    with tempfile.TemporaryDirectory(prefix="flox-node-bench-") as scratch:
+        data = HubData(Path(scratch))
+        try:
+            (scope.folder / "root").mkdir()
+            node = StoreNode.copy(scope.folder / "root")
+            with serve(data, cache=store.binary_cache().cache_dir) as hub:
+                yield node, hub, data
+            node.stop()
+        finally:
+            scope.close()
+
+
+def _must(node: StoreNode, environment: str) -> None:
+    reply = node.realise(environment)
+    assert reply["ok"], reply
+
+
+def _ms(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return (time.monotonic() - began) * 1000
+
+
+MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
+    resolve: ("env.resolve_ms",),
+    burst: ("burst.cold_slowest_ratio",),
+    fetch: ("fetch.vs_nix_copy_ratio",),
+}
