@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 _CHUNK = 1 << 20  # bytes
 _CONNECT_S, _READ_S = 10.0, 30.0
 _SLOW_S, _SLOW_BYTES = 60.0, 64 << 10  # fewer bytes in that time are a stalled connection
-_TRIES = 6  # without a single byte of progress between them
+_TRIES = 6  # with next to no progress between them
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _REDIRECTS = 5
 _HEALING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -183,7 +183,7 @@ def _fill(url: str, part: Path, client: Client, progress: Progress, size: int | 
                         raise Healing(f"the connection ended after {file.tell()} of {total} bytes")
                     break
             except Healing as error:
-                tries = 0 if file.tell() > before else tries + 1
+                tries = 0 if file.tell() >= before + _SLOW_BYTES else tries + 1
                 if tries >= _TRIES:
                     raise OutsideError(
                         f"{shown(url)} could not be fetched in {_TRIES} tries: {error}.",
@@ -230,7 +230,8 @@ def _chunks(answer: requests.Response) -> Iterator[bytes]:
     since, received = time.monotonic(), 0
     try:
         # Raw: a Content-Encoding would make other bytes of it than those that the digest is of.
-        for data in answer.raw.stream(_CHUNK, decode_content=False):
+        # And what has come: a read that waits for more would lose it when the connection breaks.
+        while data := answer.raw.read1(_CHUNK, decode_content=False):
             yield data
             received += len(data)
             if time.monotonic() - since > _SLOW_S:
@@ -273,8 +274,6 @@ class Client:
         self._access, self._sleep = access, sleep
         self._session = requests.Session()
         self._session.headers = {"User-Agent": f"flox-node/{__version__}", "Accept-Encoding": "identity"}
-        if access.ca:
-            self._session.verify = str(access.ca)
         self._origin = ""
 
     def pause(self, tries: int, after_s: float = 0.0) -> None:
@@ -319,6 +318,8 @@ class Client:
                     stream=True,
                     allow_redirects=False,
                     timeout=(_CONNECT_S, _READ_S),
+                    # Here, not at the session: REQUESTS_CA_BUNDLE goes before what that says.
+                    verify=str(self._access.ca) if self._access.ca else None,
                     **body,
                 )
             except requests.exceptions.SSLError as error:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shutil
 import socket
-from collections.abc import Callable
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 
 from flox_node.errors import CorruptError, FloxNodeError, OutsideError, UsageError
-from flox_node.payload import fetch, obtain, registry
+from flox_node.payload import fetch, obtain, open_payload, registry
 from flox_node.payload.fetch import Access, Client
 from tests.doubles.server import Registry, Request, serving
 
@@ -287,3 +293,89 @@ def test_the_servers_word_for_waiting_is_kept_within_bounds() -> None:
 
 
 _pause = Client.pause
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A key and the certificate of 127.0.0.1 that it signed itself, in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    if shutil.which("openssl") is None:
+        pytest.skip("did NOT run: this machine has no openssl")
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=test"
+    words += " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out ca.pem"
+    subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@contextlib.contextmanager
+def encrypted(answer: Callable[[Request], None], certificate: Path) -> Iterator[str]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "ca.pem", certificate / "key.pem")
+    with serving(answer) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        yield server.url.replace("http://", "https://")
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+def test_a_server_of_an_own_authority_is_trusted_when_that_is_named(
+    certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: bool
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    if bundle:
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", certifi.where())
+    with encrypted(Misbehaving(), certificate) as url:
+        with pytest.raises(OutsideError, match="certificate is not trusted") as caught:
+            pull(f"{url}/p", tmp_path / "p.tar.zst")
+        assert "--ca" in caught.value.remedy
+        pull(f"{url}/p", tmp_path / "p.tar.zst", access=Access.of(ca=certificate / "ca.pem"))
+    assert (tmp_path / "p.tar.zst").read_bytes() == BODY
+
+
+def test_an_encrypted_connection_is_not_left_for_a_plain_one(certificate: Path, tmp_path: Path) -> None:
+    with serving(Misbehaving()) as plain:
+        redirect = Misbehaving(lambda request: request.send(302, Location=f"{plain.url}/p"))
+        with encrypted(redirect, certificate) as url, pytest.raises(OutsideError, match="not encrypted"):
+            pull(f"{url}/p", tmp_path / "p.tar.zst", access=Access.of(ca=certificate / "ca.pem"))
+        assert plain.seen == []
+
+
+def test_redirects_come_to_an_end(tmp_path: Path) -> None:
+    with (
+        serving(lambda request: request.send(302, Location="/p")) as server,
+        pytest.raises(OutsideError, match="redirects"),
+    ):
+        pull(f"{server.url}/p", tmp_path / "p.tar.zst")
+
+
+def test_a_connection_that_stalls_is_given_up_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_READ_S", 0.3)
+    released = threading.Event()
+
+    def stall(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(BODY)))
+        request.end_headers()
+        request.wfile.write(BODY[:5000])
+        request.wfile.flush()
+        released.wait(30)
+        request.close_connection = True
+
+    with serving(Misbehaving(stall)) as server:
+        pull(f"{server.url}/p", tmp_path / "p.tar.zst")
+        released.set()
+        assert server.seen[1].headers.get("Range") == "bytes=5000-"
+
+
+def test_a_connection_that_crawls_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_SLOW_S", 0.0)
+    monkeypatch.setattr(fetch, "_CHUNK", 1000)
+    with serving(Misbehaving()) as server, pytest.raises(OutsideError, match="next to nothing"):
+        pull(f"{server.url}/p", tmp_path / "p.tar.zst")
+
+
+def test_a_folder_is_pulled_as_an_archive(folder: Path, tmp_path: Path) -> None:
+    pull(str(folder), tmp_path / "p.tar.zst", "")
+    assert open_payload(tmp_path / "p.tar.zst").manifest == open_payload(folder).manifest
+    with pytest.raises(UsageError, match="no payload"):
+        pull(str(tmp_path / "none"), tmp_path / "q.tar.zst", "")
+    assert [path.name for path in tmp_path.glob("*q.tar*")] == []
