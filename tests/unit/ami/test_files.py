@@ -58,6 +58,34 @@ def test_a_node_group_is_valid_for_eksctl(schema: dict[str, Any], how: tuple[str
         jsonschema.validate(misspelt, schema)
 
 
+CRDS = Path(
+    os.environ.get("FLOX_NODE_KARPENTER_CRDS")
+    or Path.home() / "go/pkg/mod/github.com/aws/karpenter-provider-aws@v1.15.2/pkg/apis/crds"
+)
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with no property beside those that it names: the API server would drop it without a word."""
+    if isinstance(schema, dict):
+        closed = {key: _closed(value) for key, value in schema.items()}
+        return {"additionalProperties": False, **closed} if "properties" in closed else closed
+    return [_closed(each) for each in schema] if isinstance(schema, list) else schema
+
+
+@pytest.mark.parametrize("how", [IMAGE, STOCK])
+@pytest.mark.parametrize("arch", ["x86_64", "arm64"])
+def test_a_node_pool_is_valid_for_karpenter(how: tuple[str, ...], arch: str) -> None:
+    if not CRDS.is_dir():
+        module = "go mod download github.com/aws/karpenter-provider-aws@v1.15.2"
+        pytest.skip(f"did NOT run: Karpenter's CRDs are not at {CRDS} (`{module}`, or FLOX_NODE_KARPENTER_CRDS)")
+    files = {"NodePool": "karpenter.sh_nodepools.yaml", "EC2NodeClass": "karpenter.k8s.aws_ec2nodeclasses.yaml"}
+    documents = {each["kind"]: each for each in yaml.safe_load_all(printed("karpenter", *how, *GROUP, "--arch", arch))}
+    for kind, name in files.items():
+        crd = yaml.safe_load((CRDS / name).read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        crd["properties"]["metadata"] = {"type": "object"}
+        jsonschema.validate(documents[kind], _closed(crd))
+
+
 @pytest.mark.parametrize("what", ["nodegroup", "karpenter", "terraform", "userdata"])
 def test_the_bootstrap_in_a_file_is_the_script_with_its_settings(what: str, tmp_path: Path) -> None:
     script = tmp_path / "script.sh"
