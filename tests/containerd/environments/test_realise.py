@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.bed import store
+from tests.conftest import FULL
 from tests.containerd.environments import alone
 from tests.containerd.environments.store_node import StoreNode, answer
 from tests.doubles.hub import (
@@ -340,6 +342,31 @@ def test_a_realisation_that_was_killed_is_finished_by_the_next(node: StoreNode, 
     wait_for(lambda: not node.processes())
     assert node.pulls() == []
     node.run(node.nix_store, "--verify", "--check-contents")
+
+
+def test_whatever_is_killed_and_whenever_no_half_environment_is_used_and_no_token_stays(
+    node: StoreNode, data: HubData
+) -> None:
+    data.restrict("demo", "flox_right")
+    with_token(node, "flox_right")
+    moments = random.Random(4)  # a seed: a moment that fails can be had again
+    for number in range(200 if FULL else 4):
+        packages = [store_path_package("hello", node.hello)]
+        data.publish("demo", "hello", lockfile(packages, variables={"NUMBER": str(number)}))
+        process = node.start("demo/hello")
+        time.sleep(moments.uniform(0.1, 2.0))
+        node.stop()
+        process.communicate()
+    made = resolution(node.realise("demo/hello"))
+    node.run(node.nix_store, "--verify", "--check-contents")
+    listed = node.real(f"{made['store_path']}/requisites.txt").read_text().split()
+    assert all(node.real(path).exists() for path in listed)
+    wait_for(lambda: not node.processes())
+    assert node.pulls() == []
+    for folder in ("run", "tmp", "var", "etc", "nix/var", "root"):
+        for file in node.root.joinpath(folder).rglob("*"):
+            if file.is_file() and not file.is_symlink() and file.name != "floxhub-token":
+                assert b"flox_right" not in file.read_bytes(), file
 
 
 def test_an_answer_is_in_the_index_only_once_the_private_folder_is_wiped(node: StoreNode) -> None:
