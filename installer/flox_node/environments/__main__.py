@@ -13,7 +13,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from flox_node.environments import protocol, tokens
+from flox_node.environments import events, protocol, tokens
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import DeadlineError
@@ -41,10 +41,9 @@ def realise_main() -> NoReturn:
 
 
 def _answer(data: bytes, paths: Paths) -> dict[str, object]:
-    subject = None
+    request = None
     try:
         request = protocol.Request.parse(data)
-        subject = str(request.reference)
         rules = policy.parse(_read_optional(paths.policy))
         seconds = max(1.0, rules.realise.wait_s - _MARGIN_S)
         # A backstop below all the deadlines: whatever hangs here, the pod gets its answer.
@@ -55,14 +54,24 @@ def _answer(data: bytes, paths: Paths) -> dict[str, object]:
             resolved = resolve(request, Access(rules, paths, token), Deadline.after(seconds))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        return protocol.success(resolved.resolution, resolved.warning)
+        made = resolved.resolution
+        _log(request, paths, generation=made.generation, store_path=made.store_path, phases=resolved.phases)
+        return protocol.success(made, resolved.warning)
     except FloxNodeError as error:
-        return protocol.failure(error, subject)
+        # The shim tells the whole of it, with the pod's name.
+        _log(request, paths, level="warning", code=error.code)
+        return protocol.failure(error, str(request.reference) if request else None)
     except Exception as error:  # the shim needs an answer, and the node's log the traceback
         import traceback
 
         traceback.print_exc()
-        return protocol.failure(error, subject)
+        return protocol.failure(error, str(request.reference) if request else None)
+
+
+def _log(request: protocol.Request | None, paths: Paths, level: str = "info", **fields: object) -> None:
+    if request is not None:
+        asked = {"environment": request.reference.environment, "generation": request.reference.generation}
+        events.log("resolve", paths, level=level, namespace=request.namespace, **{**asked, **fields})
 
 
 def _read_optional(path: str) -> bytes | None:

@@ -31,6 +31,7 @@ SLICE = "flox-realise.slice"
 _POLL_S = 0.05
 _START_S = 20.0  # a busy node takes its time to start a process
 _TELL_S = 0.2  # no state file more often than that
+_KEPT_S = 86400.0
 _MIB = 1 << 20
 _STEPS = {
     "wait": "waits for its turn behind other fetches",
@@ -104,6 +105,20 @@ def read(key: str, paths: Paths) -> State | None:
             return State(**json.loads(file.read()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def sweep(paths: Paths) -> None:
+    """Remove what fetches of former days left: states that nobody asks for, and their locks."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(paths.fetches) as entries:
+        for entry in entries:
+            key = entry.name.partition(".")[0]
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - entry.stat().st_mtime < _KEPT_S or running(key, paths):
+                    continue
+                os.unlink(entry.path)
+                # Whoever opened one of them just now starts at worst a fetch that finds the environment's lock held.
+                for name in ("start", "fetch"):
+                    os.unlink(f"{paths.locks}/{name}-{key}.lock")
 
 
 def run(key: str, paths: Paths) -> None:

@@ -158,19 +158,22 @@ class _Limited:
         self._socket = socket
         self._deadline = deadline
         self._left = _LARGEST_ANSWER
+        self._piece, self._at = b"", 0
 
     def read(self, amount: int, /) -> bytes:
         self._left -= amount
         if self._left < 0:
             raise NetworkError(f"FloxHub's list of branches is longer than {_LARGEST_ANSWER >> 20} MiB.")
-        data = b""
+        data = self._piece[self._at : self._at + amount]
+        self._at += len(data)
         while len(data) < amount:
             # Whoever sends one byte at a time must not hold a pod beyond its deadline.
             self._socket.settimeout(min(self._deadline.left(), _SLOWEST_STEP_S))
-            piece = self._response.read1(amount - len(data))
-            if not piece:
+            self._piece = self._response.read1(1 << 16)
+            if not self._piece:
                 raise NetworkError("FloxHub's answer ends in the middle.")
-            data += piece
+            self._at = amount - len(data)
+            data += self._piece[: self._at]
         return data
 
 

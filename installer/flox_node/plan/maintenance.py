@@ -12,7 +12,7 @@ from flox_node.actions import Action, ImportImage, PlacePayload, RegisterHandler
 from flox_node.actions.mount_nix import NIX
 from flox_node.containerd.live import commit, daemon
 from flox_node.containerd.live.daemon import Running
-from flox_node.environments import events, work
+from flox_node.environments import events, fetch, grants, work
 from flox_node.environments import gc as cached
 from flox_node.environments.paths import Paths
 from flox_node.errors import BusyError, FloxNodeError
@@ -117,6 +117,8 @@ def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
             payloads = _forget_payloads(host, report, since)
         freed = Freed()
         work.sweep(paths)
+        fetch.sweep(paths)
+        grants.sweep(paths)
         if room.is_ours(host):
             if sandboxes or environments or payloads or strays or room.lacking(host):
                 freed = room.collect_garbage(host)

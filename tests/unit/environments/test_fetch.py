@@ -1,0 +1,44 @@
+"""What fetches leave, and what they tell."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flox_node.environments import fetch, locks
+from flox_node.environments.deadline import Deadline
+from flox_node.environments.paths import Paths
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    paths = Paths(str(tmp_path))
+    os.makedirs(paths.fetches)
+    for key in ("old", "new", "runs"):
+        Path(paths.fetches, f"{key}.json").write_text(json.dumps({"id": key}))
+        for name in ("start", "fetch"):
+            with locks.hold(paths.locks, f"{name}-{key}", Deadline.after(1)):
+                pass
+    for key in ("old", "runs"):
+        os.utime(f"{paths.fetches}/{key}.json", (1, 1))
+    return paths
+
+
+def test_a_sweep_leaves_the_states_of_today_and_of_what_runs(paths: Paths) -> None:
+    with locks.hold(paths.locks, "fetch-runs", Deadline.after(1)):
+        fetch.sweep(paths)
+    assert sorted(os.listdir(paths.fetches)) == ["new.json", "runs.json"]
+    assert not [name for name in os.listdir(paths.locks) if "old" in name]
+    assert len(os.listdir(paths.locks)) == 4
+
+
+def test_a_damaged_state_is_none(paths: Paths) -> None:
+    Path(paths.fetches, "new.json").write_text("{")
+    assert fetch.read("new", paths) is None
+    assert fetch.read("nobody", paths) is None
+    state = fetch.read("old", paths)
+    assert state is not None
+    assert not state.ended
