@@ -122,7 +122,7 @@ def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
         if room.is_ours(host):
             if sandboxes or environments or payloads or strays or room.lacking(host):
                 freed = room.collect_garbage(host)
-            more, freed_more = _make_room(host, paths)
+            more, freed_more = room.make_room(host, paths, fresh_s=_FRESH_S)
             environments, freed = list(dict.fromkeys([*environments, *more])), freed + freed_more
         swept = Swept(sandboxes, tuple(environments), payloads, str(freed), _short(host))
         events.log(
@@ -134,27 +134,6 @@ def gc(host: Host, report: Report, *, days: float = DAYS) -> Swept:
             ms=round((time.monotonic() - began) * 1000),
         )
         return swept
-
-
-def _make_room(host: Host, paths: Paths) -> tuple[list[str], Freed]:
-    """Let go of environments before their time, and have Nix remove them, until there is room or nothing may go."""
-    gone: list[str] = []
-    freed = Freed()
-    while (need := room.lacking(host)) is not None:
-        since = time.time() - _FRESH_S
-        keys = cached.enough(
-            paths,
-            need,
-            since=since,
-            closure=lambda store_path: room.closure_of(store_path, paths),
-            weigh=lambda store_path: room.weigh(store_path, paths),
-        )
-        names = cached.let_go(keys, paths, unused_since=since)
-        if not names:
-            break
-        gone += names
-        freed += room.collect_garbage(host)
-    return gone, freed
 
 
 def _short(host: Host) -> str:

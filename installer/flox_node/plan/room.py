@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from flox_node.actions.create_directory import was_made
 from flox_node.actions.mount_nix import NIX
-from flox_node.environments import closure
+from flox_node.environments import closure, gc
 from flox_node.environments.gc import Weight
 from flox_node.environments.paths import Paths
 from flox_node.errors import FloxNodeError, OutsideError
@@ -51,6 +51,30 @@ def lacking(host: Host) -> Weight | None:
         max(0.0, (HIGH * status.f_blocks - status.f_bavail) * status.f_frsize),
         max(0.0, HIGH * status.f_files - status.f_favail),
     )
+
+
+def make_room(host: Host, paths: Paths, *, fresh_s: float) -> tuple[list[str], Freed]:
+    """Let go of environments before their time, and have Nix remove them, until there is room or nothing may go.
+
+    What was asked for in the last `fresh_s` seconds stays. Returns the environments' names and what Nix removed.
+    """
+    gone: list[str] = []
+    freed = Freed()
+    while (need := lacking(host)) is not None:
+        since = time.time() - fresh_s
+        keys = gc.enough(
+            paths,
+            need,
+            since=since,
+            closure=lambda store_path: closure_of(store_path, paths),
+            weigh=lambda store_path: weigh(store_path, paths),
+        )
+        names = gc.let_go(keys, paths, unused_since=since)
+        if not names:
+            break
+        gone += names
+        freed += collect_garbage(host)
+    return gone, freed
 
 
 def is_ours(host: Host) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import types
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flox_node.environments import roots
 from flox_node.environments.gc import Weight
 from flox_node.environments.paths import Paths
 from flox_node.errors import OutsideError
@@ -96,3 +98,26 @@ def test_a_nix_that_fails_is_quoted(node: FakeNode, monkeypatch: pytest.MonkeyPa
     _nix(node, monkeypatch, [(code, text)])
     with pytest.raises(OutsideError, match=text or "no reason"):
         room.collect_garbage(node.host)
+
+
+def test_environments_go_until_there_is_room_or_none_may_go(
+    node: FakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(str(tmp_path / "node"))
+    os.makedirs(paths.index)
+    for age, key in enumerate("abc"):
+        store_path = f"/nix/store/{key * 32}-environment"
+        os.makedirs(paths.on_disk(store_path))
+        (Path(paths.on_disk(store_path)) / "file").write_bytes(b"x" * 5000)
+        roots.add(key * 32, store_path, paths)
+        entry = Path(paths.index, f"{key}.json")
+        entry.write_text(json.dumps({"environment": f"demo/{key}", "mode": "run", "store_path": store_path}))
+        os.utime(entry, (1000 - age,) * 2)
+    monkeypatch.setattr(room, "collect_garbage", lambda _: room.Freed(1, 2.0))
+    lacking = [Weight(1, 0), Weight(1, 0), None]
+    monkeypatch.setattr(room, "lacking", lambda _: lacking.pop(0))
+    assert room.make_room(node.host, paths, fresh_s=1) == (["demo/c", "demo/b"], room.Freed(2, 4.0))
+    os.utime(f"{paths.index}/a.json")  # somebody asked for it just now
+    lacking = [Weight(1, 0)]
+    assert room.make_room(node.host, paths, fresh_s=600) == ([], room.Freed())
+    assert os.listdir(paths.index) == ["a.json"]
