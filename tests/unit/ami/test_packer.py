@@ -11,6 +11,8 @@ from typing import Any
 import hcl2
 import pytest
 
+from tests.unit.ami.machine import program
+
 AMI = Path(__file__).parents[3] / "ami"
 VALUES = {
     "region": "eu-central-1",
@@ -93,10 +95,7 @@ def test_the_judgement_is_the_builds_last_step() -> None:
 
 @pytest.fixture(scope="module")
 def packer() -> str:
-    program = shutil.which("packer")
-    if program is None:
-        pytest.skip("did NOT run: this machine has no Packer (apt-get install packer)")
-    return program
+    return program("packer")
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:

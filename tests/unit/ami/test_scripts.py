@@ -20,6 +20,7 @@ import pytest
 from flox_node.payload import registry
 from flox_node.payload.fetch import Access
 from tests.doubles.server import Registry, Request, serving
+from tests.unit.ami.machine import program
 
 AMI = Path(__file__).parents[3] / "ami"
 SCRIPTS = (AMI / "bootstrap.sh", *sorted((AMI / "scripts").glob("*.sh")))
@@ -114,15 +115,13 @@ class Machine:
 @pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Machine:
     for needed in ("curl", request.param[0]):
-        if shutil.which(needed) is None:
-            pytest.skip(f"did NOT run: this machine has no {needed}")
+        program(needed)
     return Machine(tmp_path, request.param)
 
 
 @pytest.fixture
 def dash(tmp_path: Path) -> Machine:
-    if shutil.which("curl") is None:
-        pytest.skip("did NOT run: this machine has no curl")
+    program("curl")
     return Machine(tmp_path, ["dash"])
 
 
@@ -132,9 +131,7 @@ def test_the_scripts_are_posix_and_clean(script: Path) -> None:
         if shutil.which(shell[0]):
             done = subprocess.run([*shell, "-n", script], capture_output=True, text=True, check=False)
             assert (done.returncode, done.stderr) == (0, ""), shell
-    if shutil.which("shellcheck") is None:
-        pytest.skip("did NOT run: this machine has no shellcheck")
-    done = subprocess.run(["shellcheck", "-s", "sh", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([program("shellcheck"), "-s", "sh", script], capture_output=True, text=True, check=False)
     assert done.stdout == ""
 
 
