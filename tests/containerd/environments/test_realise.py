@@ -369,6 +369,52 @@ def test_whatever_is_killed_and_whenever_no_half_environment_is_used_and_no_toke
                 assert b"flox_right" not in file.read_bytes(), file
 
 
+# A realisation that finds systemd: its unit starts our program as a service manager does, in nobody's session and with
+# nothing but its arguments.
+_WITH_SYSTEMD = """
+import subprocess, sys
+sys.path.append('/app')
+from flox_node.environments import __main__
+from flox_node.host.systemd import DbusSystemd
+
+start = "import sys; sys.path.append('/app'); from flox_node.environments import __main__; __main__.realise_main()"
+
+def run_now(self, unit, argv, description, *, slice, memory, seconds):
+    assert "flox_right" not in f"{unit} {argv} {description}"
+    with open("/run/unit", "w") as told:
+        told.write(f"{unit} {slice} {memory} {argv[0]}")
+    subprocess.Popen([sys.executable, "-IBS", "-c", start, *argv[1:]], env={"PATH": "/usr/bin:/bin"},
+                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+DbusSystemd.run_now = run_now
+__main__.realise_main()
+"""
+
+
+def test_with_systemd_a_fetch_is_a_unit_and_gets_its_token_through_a_pipe(node: StoreNode, data: HubData) -> None:
+    data.restrict("demo", "flox_right")
+    with_token(node, "flox_right")
+    bus = node.real("/run/dbus/system_bus_socket")
+    bus.parent.mkdir()
+    bus.touch()
+    request = {
+        "schema_version": 2,
+        "reference": "demo/hello",
+        "mode": "run",
+        "pod": {"namespace": "default", "name": "pod", "uid": "0", "sandbox_id": "sandbox"},
+    }
+    done = subprocess.run(
+        node.command(node.python, "-IBS", "-c", _WITH_SYSTEMD), input=json.dumps(request), capture_output=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["ok"]
+    unit, below, memory, program = node.real("/run/unit").read_text().split()
+    assert (below, memory, program) == ("flox-realise.slice", str(4 << 30), "/opt/flox-node/bin/flox-node-realise")
+    assert unit.startswith("flox-realise-")
+    assert [path.suffix for path in node.real("/run/flox-node/fetches").iterdir()] == [".json"]
+
+
 def test_an_answer_is_in_the_index_only_once_the_private_folder_is_wiped(node: StoreNode) -> None:
     """Whoever finds the answer there does not look into what a killed realisation left."""
     index = node.real("/var/lib/flox-node/envs/index")
