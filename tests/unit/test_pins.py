@@ -107,3 +107,16 @@ def test_the_command_fails_for_a_release_as_long_as_a_pin_is_missing(tmp_path: P
         )
         assert (done.returncode == 0) == complete
         assert complete or "in pins.toml is empty" in done.stderr
+
+
+def test_the_images_context_holds_what_the_package_links_to() -> None:
+    root = Path(__file__).parents[2]
+    links = [path for path in (root / "installer/flox_node").rglob("*") if path.is_symlink()]
+    targets = {str(path.resolve().relative_to(root)) for path in links}
+    dockerfile, context = ((root / name).read_text().split() for name in ("daemonset/Dockerfile", ".dockerignore"))
+    assert targets, "the manifests, at least"
+    for target in targets:
+        parts = target.split("/")
+        above = {"/".join(parts[: length + 1]) for length in range(len(parts))}
+        assert above & set(dockerfile), f"{target} is not copied into the build of the wheel"
+        assert {f"!{each}" for each in above} & set(context), f"{target} is not in the context"
