@@ -51,8 +51,8 @@ class Leases:
         self.requests += 1
         while (left := end - time.monotonic()) > 0:
             with self._changed:
-                lease = self.leases[name]
-                version = int(lease["metadata"]["resourceVersion"])
+                lease = self.leases.get(name)  # of what is not there, nothing is told until it is
+                version = int(lease["metadata"]["resourceVersion"]) if lease else 0
                 if version <= seen:
                     self._changed.wait(min(left, 0.05))
                     continue
@@ -95,7 +95,7 @@ def test_a_slot_that_is_held_is_waited_for_and_taken_when_it_is_given_back() -> 
     time.sleep(0.3)
     assert not got
     first.release(taken)
-    waiting.join(5)
+    waiting.join(60)
     assert api.leases["flox-node-slot-0"]["spec"]["holderIdentity"] == "b"
     assert got[0] is not None
 
