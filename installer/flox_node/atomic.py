@@ -82,22 +82,31 @@ def locked(
 ) -> Iterator[int]:
     """Hold the lock of a file for the body, which gets its descriptor; the kernel releases it when the holder dies.
 
-    The file stays: removing it would let two holders lock two files of one name. `left` says for how many seconds
-    somebody else's lock may still be waited for; it may raise instead of coming to nothing.
+    Only its holder may remove the file: whoever waited for it then locks the new one of its name. `left` says for how
+    many seconds somebody else's lock may still be waited for; it may raise instead of coming to nothing.
 
     Raises:
         HeldError: somebody else held it until then.
     """
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        while True:
+    while True:
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
             try:
                 fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
             except BlockingIOError as error:
                 if (seconds := left()) <= 0:
                     raise HeldError(*error.args) from error
                 time.sleep(min(_POLL_S, seconds))
-        yield descriptor
-    finally:
-        os.close(descriptor)
+                continue
+            if _is_at(path, descriptor):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(path: str | os.PathLike[str], descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

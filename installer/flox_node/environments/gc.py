@@ -20,6 +20,7 @@ from flox_node.environments.paths import Paths
 
 _LOCK_WAIT_S = 5.0
 _POD = "pod-"
+_LOCKS = ("env-", "view-", "realise-", "fetch-", "start-")  # one each for everything that was ever asked for
 _ENVIRONMENT = "env-"
 
 
@@ -175,6 +176,7 @@ def forget_strays(paths: Paths) -> int:
             roots.release(name, paths)
             gone += 1
     views.sweep(paths)
+    locks.sweep(paths.locks, _LOCKS)
     return gone + roots.forget_dangling(paths)
 
 

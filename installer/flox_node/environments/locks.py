@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from flox_node.atomic import locked
+from flox_node.atomic import HeldError, locked
 from flox_node.environments.deadline import Deadline
 
 
@@ -24,6 +24,18 @@ def is_held(folder: str, name: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def sweep(folder: str, prefixes: tuple[str, ...]) -> None:
+    """Remove the files of the locks with these prefixes that nobody holds."""
+    try:
+        names = [name for name in os.listdir(folder) if name.startswith(prefixes) and name.endswith(".lock")]
+    except FileNotFoundError:
+        return
+    for name in names:
+        path = f"{folder}/{name}"
+        with contextlib.suppress(HeldError, FileNotFoundError), locked(path, flags=os.O_RDWR):
+            os.unlink(path)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from flox_node.environments.gc import Weight
 from flox_node.environments.index import Question, Resolution
 from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
+from tests.conftest import FULL
 
 NOW = 2_000_000_000.0
 DAY = 86_400.0
@@ -174,3 +177,43 @@ def test_what_a_killed_fetch_held_goes_and_what_a_running_one_holds_stays(paths:
     with work.locked("running", paths, Deadline.after(1)):
         assert gc.forget_strays(paths) == 1
     assert left(paths) == ["fetch-running"]
+
+
+def test_locks_that_nobody_holds_go_and_whoever_waits_for_one_still_is_alone(paths: Paths) -> None:
+    deadline = Deadline.after(5)
+    with locks.hold(paths.locks, "realise-held", deadline), locks.hold(paths.locks, "env-gone", deadline):
+        pass
+    Path(paths.locks, "install.lock").touch()
+    with locks.hold(paths.locks, "realise-held", deadline):
+        gc.forget_strays(paths)
+        assert sorted(os.listdir(paths.locks)) == ["install.lock", "realise-held.lock"]
+        waiting = threading.Thread(target=lambda: waited.append(_held_once("realise-held", paths)))
+        waited: list[bool] = []
+        waiting.start()
+        os.unlink(f"{paths.locks}/realise-held.lock")  # as a collection does that holds it
+    waiting.join(10)
+    assert waited == [True]
+
+
+def _held_once(name: str, paths: Paths) -> bool:
+    """Whether a holder's lock is the one that others find under its name."""
+    with locks.hold(paths.locks, name, Deadline.after(5)):
+        return locks.is_held(paths.locks, name)
+
+
+def test_environments_that_come_and_go_leave_nothing(paths: Paths) -> None:
+    alphabet = "0123456789abcdfghijklmnpqrsvwxyz"
+    grown = []
+    for cycle in range(10_000 if FULL else 64):
+        key = alphabet[cycle % 32]
+        with locks.hold(paths.locks, roots.name_of(key * 32), Deadline.after(5)):
+            add(key, paths, name=f"e{cycle}", days_ago=1)
+        pod(key, paths)
+        assert let_go(paths, days=0) == []
+        gc.forget_pods(paths, sandboxes=set(), older_than=time.time() + 1)
+        assert let_go(paths, days=0) == [f"demo/e{cycle}"]
+        gc.forget_strays(paths)
+        if cycle % 32 == 31:
+            grown.append(sum(len(folders) + len(files) for _, folders, files in os.walk(paths.root)))
+    assert len(set(grown)) == 1
+    assert left(paths) == os.listdir(paths.index) == os.listdir(paths.locks) == []
