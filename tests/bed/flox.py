@@ -64,7 +64,7 @@ def start_hub(box: NodeBox, folder: Path) -> HubData:
 def publish(folder: Path) -> HubData:
     """A FloxHub with `demo/hello`, which no node has; `demo/web`, busybox beside it; `acme/tool`, for a token.
 
-    `flox/hello`, `flox/redis` and `acme/private` are those of docs/examples.
+    `flox/hello`, `flox/redis` and `acme/private` are those of docs/examples; `ci/tools` has a bash.
     """
     cache = store.binary_cache()
     hello = catalog_package("hello", {"out": cache.hello_store_path})
@@ -75,6 +75,8 @@ def publish(folder: Path) -> HubData:
     data.publish("acme", "tool", lockfile([hello]))
     data.publish("acme", "private", lockfile([hello]))
     data.publish("flox", "hello", lockfile([hello]))
+    bash = catalog_package("bash", {"out": cache.bash_store_path}, priority=4)
+    data.publish("ci", "tools", lockfile([hello, busybox, bash]))
     data.publish("flox", "redis", lockfile([catalog_package("redis", {"out": cache.redis_store_path})]))
     data.restrict("acme", PRIVATE_TOKEN)
     return data

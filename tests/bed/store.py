@@ -106,6 +106,7 @@ class BinaryCache:
     busybox_store_path: str
     activations_store_path: str
     redis_store_path: str
+    bash_store_path: str
 
 
 class _Processes(Processes):
@@ -176,9 +177,8 @@ def binary_cache() -> BinaryCache:
     recipe = {"store": base().root.name, "activations": golang.sources(_DOUBLES / "flox-activations")}
     folder = cache.artefact("binary-cache", recipe | {"revision": REVISION, "code": _own_digest()}, _build_cache)
     known = json.loads((folder / "cache.json").read_text())
-    return BinaryCache(
-        folder / "cache", known["public_key"], known["hello"], known["busybox"], known["activations"], known["redis"]
-    )
+    names = ("public_key", "hello", "busybox", "activations", "redis", "bash")
+    return BinaryCache(folder / "cache", *(known[name] for name in names))
 
 
 def save(store: Store) -> None:
@@ -317,7 +317,7 @@ def _build_cache(folder: Path) -> None:
         "activations", "flox-activations-1.14.1", golang.sources(_DOUBLES / "flox-activations"), activations
     )
     packages = folder / "debian"
-    debian.unpack("trixie", ["redis-server"], packages)
+    debian.unpack("trixie", ["redis-server", "bash-static"], packages)
     programs = [(packages / "usr/bin" / name).resolve() for name in ("redis-server", "redis-cli")]
     libc = builder.paths["glibc"]
 
@@ -333,10 +333,18 @@ def _build_cache(folder: Path) -> None:
 
     version = _version(packages, "redis-server")
     redis_path = builder.add("redis", f"redis-{version.replace(':', '-')}", [libc, version], redis)
+
+    def bash(out: Path, path: str) -> None:
+        (out / "bin").mkdir()
+        shutil.copy(packages / "usr/bin/bash-static", out / "bin/bash")
+        (out / "bin/sh").symlink_to("bash")
+
+    version = _version(packages, "bash-static")
+    bash_path = builder.add("bash", f"bash-{version}", [version], bash)
     shutil.rmtree(packages)
     store = builder.finish()
     hello, busybox = store.paths["hello"], store.paths["busybox"]
-    cached = (hello, busybox, activations_path, redis_path)
+    cached = (hello, busybox, activations_path, redis_path, bash_path)
     nix = f"{store.paths['nix']}/bin/nix"
     secret = store.run(nix, "key", "generate-secret", "--key-name", KEY_NAME)
     public = store.run(nix, "key", "convert-secret-to-public", input=secret).decode().strip()
@@ -350,6 +358,7 @@ def _build_cache(folder: Path) -> None:
         "busybox": busybox,
         "activations": activations_path,
         "redis": redis_path,
+        "bash": bash_path,
     }
     (folder / "cache.json").write_text(json.dumps(known))
 

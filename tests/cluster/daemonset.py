@@ -1,11 +1,12 @@
 """The product in the cluster: its image on the nodes, its manifest applied, and what becomes of the nodes."""
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.bed import flox, image
 from tests.cluster.cluster import Cluster
@@ -32,6 +33,23 @@ class FloxCluster:
         # `kubectl apply` leaves a key alone that the manifest does not have.
         policy = f"--from-literal=policy.toml={flox.hub_policy()}"
         cluster.kubectl("create", "configmap", "flox-node", "--namespace", NAMESPACE, policy)
+
+    @classmethod
+    @contextlib.contextmanager
+    def installed(cls, cluster: Cluster, folder: Path) -> Iterator[Self]:
+        """flox-node on every node of a cluster while the context lasts."""
+        applied = cls(cluster, folder)
+        applied.apply()
+        try:
+            applied.labelled()
+            yield applied
+            done = applied.command("uninstall", "--purge")
+            assert done.returncode == 0, done.stderr
+        except BaseException as error:
+            error.add_note(applied.logs())
+            raise
+        finally:
+            applied.remove()
 
     def prepare(self, node: Node) -> None:
         """What a node needs of the world: the image, as if pulled, and FloxHub."""

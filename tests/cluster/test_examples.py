@@ -20,18 +20,11 @@ WAIT_S = 180
 def flox(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[FloxCluster]:
     """flox-node on both nodes, and the one image that an example names, as if pulled."""
     folder = tmp_path_factory.mktemp("examples")
-    applied = FloxCluster(cluster, folder)
     archive = folder / "busybox.tar"
     images.write_archive(archive, "docker.io/library/busybox:1.37", [images.busybox_layer()], {"Env": [images.PATH]})
     cluster.load(archive)
-    applied.apply()
-    try:
-        applied.labelled()
+    with FloxCluster.installed(cluster, folder) as applied:
         yield applied
-        done = applied.command("uninstall", "--purge")
-        assert done.returncode == 0, done.stderr
-    finally:
-        applied.remove()
 
 
 @pytest.fixture
