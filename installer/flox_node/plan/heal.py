@@ -7,6 +7,8 @@ ours to place, so it is noticed afterwards: at boot, by an install, by the agent
 
 from __future__ import annotations
 
+import time
+
 from flox_node.actions import RegisterHandler, action_from_json
 from flox_node.containerd.config.effective import load
 from flox_node.containerd.config.version import ContainerdVersion
@@ -50,13 +52,21 @@ def blame(host: Host, ledger: Ledger, *, certainly: bool = False) -> OursToBlame
         return None
     made_for = ContainerdVersion.parse(action.version) if action.version else version
     is_another = (made_for.major, made_for.minor) != (version.major, version.minor)
-    if without_us.state != "ok" or (with_us.state == "ok" and (certainly or not is_another)):
+    if without_us.state != "ok":
+        return None
+    if with_us.state == "ok" and (certainly or not is_another or _may_be_starting(host, action)):
         return None
     reason = next((finding.text for finding in with_us.findings if finding.severity == "error"), "")
     return OursToBlameError(
         f"containerd is {version} now, and the handler was registered for {made_for}: its CRI does not load."
         + (f" {reason}" if reason else "")
     )
+
+
+def _may_be_starting(host: Host, action: RegisterHandler) -> bool:
+    process = host.processes.socket_owner(action.socket)
+    started = host.processes.started_at(process.pid) if process else None
+    return started is not None and time.time() < started + action.deadline_s
 
 
 def heal(host: Host, ledger: Ledger, report: Report) -> bool:
