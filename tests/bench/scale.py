@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -49,14 +51,7 @@ def _fill(root: Path) -> None:
     paths = [f"/nix/store/{_hash(number)}-package-{number}" for number in range(PATHS)]
     for path in paths:
         (root / path.lstrip("/")).mkdir()
-    with closing(sqlite3.connect(root / _DATABASE)) as database, database:
-        database.executemany(
-            "insert into ValidPaths (path, hash, registrationTime, narSize) values (?, ?, 1, 1000)",
-            ((path, f"sha256:{0:064x}") for path in paths),
-        )
-        database.execute(
-            "insert into Refs select a.id, b.id from ValidPaths a join ValidPaths b on b.id between a.id - 5 and a.id"
-        )
+    _register(root / _DATABASE, paths)
     index = root / "var/lib/flox-node/envs/index"
     index.mkdir(parents=True, exist_ok=True)
     for number, path in enumerate(paths[:ENVIRONMENTS]):
@@ -64,6 +59,22 @@ def _fill(root: Path) -> None:
         (index / f"{number:032x}.json").write_text(
             json.dumps({"schema_version": 1, "environment": f"demo/e{number}", "mode": "run", "store_path": path})
         )
+
+
+def _register(database: Path, paths: Sequence[str]) -> None:
+    # In a copy: SQLite resolves a path's links, and a box's root is one of /proc that leads nowhere else.
+    with tempfile.TemporaryDirectory(prefix="flox-node-bench-") as scratch:
+        copy = shutil.copy(database, scratch)
+        with closing(sqlite3.connect(copy)) as connection, connection:
+            connection.executemany(
+                "insert into ValidPaths (path, hash, registrationTime, narSize) values (?, ?, 1, 1000)",
+                ((path, f"sha256:{0:064x}") for path in paths),
+            )
+            connection.execute(
+                "insert or ignore into Refs select a.id, b.id from ValidPaths a "
+                "join ValidPaths b on b.id between a.id - 5 and a.id"
+            )
+        shutil.copyfile(copy, database)
 
 
 def _hash(number: int) -> str:
