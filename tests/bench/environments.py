@@ -11,11 +11,20 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from tests.bed import store
+from flox_node.environments import grants, roots
+from flox_node.environments.index import Resolution
+from flox_node.environments.paths import Paths
+from flox_node.environments.reference import Reference
+from flox_node.environments.resolve import system
+from flox_node.state.policy import Policy
+from tests.bed import environment as bed
+from tests.bed import releases, store
 from tests.bed.scope import Scope
 from tests.bench.rows import Measurement, Row, ratio, row
+from tests.containerd import test_shim_runc as shim
 from tests.containerd.environments.store_node import StoreNode, answer
 from tests.doubles.hub import Hub, HubData, catalog_package, lockfile, serve, store_path_package
 
@@ -37,6 +46,36 @@ def resolve() -> Sequence[Row]:
             entering = _ms(lambda: node.run(f"{node.busybox}/bin/busybox", "true"))
             samples.append(_ms(lambda: _must(node, "demo/hello")) - entering)
     return (row("env.resolve_ms", samples, unit="ms", goal=100),)
+
+
+def sandbox() -> Sequence[Row]:
+    """Milliseconds of a sandbox's create whose token was granted it a moment ago, beside the inner runtime alone."""
+    extra = []
+    with tempfile.TemporaryDirectory(prefix="flox-node-bench-") as scratch:
+        node = shim.make_node(Path(scratch))
+        runc = replace(node, shim=Path(releases.runc()), containers=node.containers)
+        try:
+            node.policy(inner_runtime=str(releases.runc()), realise={"freshness_s": 3600})
+            node.answer("exit 1")  # nobody is asked
+            paths = Paths(str(node.dir))
+            resolution = Resolution("demo/hello", 3, "e" * 40, "run", system(), bed.ENVIRONMENT)
+            roots.add(resolution.key, resolution.store_path, paths)
+            asked = grants.Grant(Policy().git_url, Reference("demo", "hello"), resolution.mode, system(), None)
+            grants.record(asked, resolution, paths)
+            for _ in range(ROUNDS):
+                alone, ours = (kind.sandbox(environment="demo/hello") for kind in (runc, node))
+                theirs = _ms(lambda alone=alone: _created(alone))  # type: ignore[misc]
+                extra.append(_ms(lambda ours=ours: _created(ours)) - theirs)  # type: ignore[misc]
+                for each in (alone, ours):
+                    each.call("delete", "--force", each.id)
+                node.containers.clear()
+        finally:
+            node.close()
+    return (row("sandbox.fresh_extra_ms", extra, unit="ms", goal=10),)
+
+
+def _created(container: shim.Container) -> None:
+    assert container.create() == 0, container.error
 
 
 def burst() -> Sequence[Row]:
@@ -107,6 +146,7 @@ def _ms(action: Callable[[], object]) -> float:
 
 MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
     resolve: ("env.resolve_ms",),
+    sandbox: ("sandbox.fresh_extra_ms",),
     burst: ("burst.cold_slowest_ratio",),
     fetch: ("fetch.vs_nix_copy_ratio",),
 }

@@ -14,6 +14,7 @@ from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import AccessDeniedError, DeadlineError, EnvironmentNotFoundError, NetworkError
 from flox_node.environments.reference import Reference
 from flox_node.errors import FloxNodeError
+from flox_node.state.policy import Network
 from tests.doubles.hub import Hub, HubData, lockfile
 
 HELLO = Reference("demo", "hello")
@@ -167,3 +168,16 @@ def test_of_an_owner_with_many_environments_one_branch_is_asked_for(hub: Hub, da
     before = len(hub.requests)
     assert tip(hub.git_url, Reference("demo", "a00001")) == commit
     assert len(hub.requests) == before + 1, "it stands among the first ones"
+
+
+def test_the_policys_proxy_is_asked_for_whom_it_is_meant(hub: Hub, data: HubData) -> None:
+    network = Network(http_proxy=hub.url, no_proxy=("direct.example.com", ".cluster.local"))
+    deadline = Deadline.after(10)
+    url = "http://hub.example.com/git"
+    found = floxhub.tip(HELLO, git_url=url, token=None, deadline=deadline, network=network)
+    assert found == data.commit("demo", "hello")
+    assert hub.requests[-1][1].startswith(f"{url}/demo/floxmeta/info/refs")
+    assert network.proxy_for("http", "direct.example.com") is None
+    assert network.proxy_for("http", "a.cluster.local") is None
+    assert network.proxy_for("https", "hub.example.com") is None
+    assert Network(http_proxy=hub.url, no_proxy=("*",)).proxy_for("http", "hub.example.com") is None
