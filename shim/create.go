@@ -124,6 +124,10 @@ func createContainer(
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
 	}
+	wishes, err := annotations.Wishes()
+	if err != nil {
+		return err
+	}
 	image, err := openRoot(root, config)
 	if err != nil {
 		return err
@@ -140,12 +144,17 @@ func createContainer(
 		_, err = tree.Mount(activation.RuntimeDir, "")
 	}
 	if err == nil {
-		err = furnish(image, config, &environment, resolution, rules, *event)
+		err = furnish(image, config, &environment, resolution, rules, wishes.NixMutable, *event)
 	}
 	if err != nil {
 		return err
 	}
-	wholeStore := rules.View == "store"
+	wholeStore := rules.View == "store" && !wishes.NixMutable
+	if wishes.NixMutable {
+		if closure, base, err = makeMutable(image, root, config, &environment, record, closure); err != nil {
+			return fmt.Errorf("flox.dev/nix-mutable: %w", err)
+		}
+	}
 	if wholeStore && base == view.Present {
 		return errors.New("the image has a /nix of its own, which the node's whole store would hide (pods.view in the " +
 			"policy): use an image without one, or list the container in flox.dev/skip-containers")

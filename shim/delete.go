@@ -51,6 +51,7 @@ func forgetPod(id string) {
 	forgetContainers(func(container records.Container) bool { return container.SandboxID == id })
 	_ = os.Remove(node.PodRecord(id))
 	_ = os.Remove(node.PodRoot(id))
+	_ = os.Remove(toolsRoot(id))
 	_ = os.Remove(node.Refusal(id))
 }
 

@@ -25,11 +25,14 @@ const plainCache = activation.RuntimeDir + "/cache"
 // node's log says so.
 func furnish(
 	root *rootfs.Root, config *spec.Config, environment *activation.Environment, resolution records.Resolution,
-	rules node.Pods, event report.Event,
+	rules node.Pods, mutable bool, event report.Event,
 ) error {
 	var warnings []string
 	environment.Cache = checkout.Cache
-	err := checkout.Add(root, environment.View, resolution)
+	err := checkout.Add(root, environment.View, resolution, mutable)
+	if err != nil && mutable {
+		return fmt.Errorf("flox.dev/nix-mutable needs a checkout at %s: %w", checkout.Folder, err)
+	}
 	if err != nil {
 		warnings = append(warnings, "there is no checkout at "+checkout.Folder+": "+err.Error())
 		environment.Cache = plainCache

@@ -72,6 +72,13 @@ func resolve(of pod.Pod, bundle string, annotations pod.Annotations, policy node
 	if err != nil {
 		return &realise.Refusal{Message: err.Error(), Code: "bad-request", Final: true}
 	}
+	if wishes.NixMutable && !policy.InNamespace(of.Namespace).NixMutable {
+		return &realise.Refusal{
+			Message: "the policy does not allow flox.dev/nix-mutable in the namespace " + of.Namespace + " " +
+				"(pods.nix_mutable): remove the annotation",
+			Code: "not-allowed", Final: true,
+		}
+	}
 	event.Environment, event.Generation = wishes.Reference.Environment, wishes.Reference.Generation
 	resolution, detail, err := realise.Run(records.NewRequest(wishes, of), policy)
 	event.Millis = time.Since(began).Milliseconds()

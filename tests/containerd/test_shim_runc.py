@@ -433,7 +433,7 @@ def test_a_command_that_does_not_exist_says_so(node: Node) -> None:
         ({"environment": "demo/hello:0"}, "positive number"),
         ({"environment": "-f/../../etc"}, "begin with a letter or a digit"),
         ({"environment": "demo/hello", "activate_mode": "build"}, "it is `run` or `dev`"),
-        ({"environment": "demo/hello", "nix_mutable": "true"}, "not supported"),
+        ({"environment": "demo/hello", "nix_mutable": "yes"}, "it is `true` or `false`"),
     ],
 )
 def test_a_wrong_annotation_fails_the_first_container_with_a_text_that_names_the_remedy(

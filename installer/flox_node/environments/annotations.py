@@ -41,6 +41,7 @@ class Wishes:
 
     reference: Reference | None
     mode: str
+    nix_mutable: bool
     faults: tuple[str, ...]
     warnings: tuple[str, ...]
     _lists: Mapping[str, tuple[str, ...]]
@@ -66,14 +67,14 @@ def judge(annotations: Mapping[str, str]) -> Wishes:
     if mode not in ("", "run", "dev"):
         faults.append(f"the annotation {ACTIVATE_MODE} holds {_shown(mode)}; it is `run` or `dev`")
     mutable = annotations.get(NIX_MUTABLE, "")
-    if mutable == "true":
-        faults.append(f"the annotation {NIX_MUTABLE} is not supported by this version of flox-node: remove it")
-    elif mutable not in ("", "false"):
+    if mutable not in ("", "true", "false"):
         faults.append(f"the annotation {NIX_MUTABLE} holds {_shown(mutable)}; it is `true` or `false`")
     lists = {
         key: _entries(annotations.get(key, "")) for key in (ONLY_CONTAINERS, SKIP_CONTAINERS, SKIP_CONTAINERS_EXEC)
     }
-    return Wishes(reference, mode or "run", tuple(faults), tuple(_warnings(annotations, lists)), lists)
+    return Wishes(
+        reference, mode or "run", mutable == "true", tuple(faults), tuple(_warnings(annotations, lists)), lists
+    )
 
 
 def annotation_faults(annotations: Mapping[str, str], handler: str) -> list[str]:

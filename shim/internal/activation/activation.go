@@ -37,6 +37,7 @@ type Environment struct {
 	StorePath string
 	Name      string // owner/name
 	Mode      string // run or dev
+	Link      string // where a mutable container sees the environment; empty: at StorePath
 	Cache     string // the container's $FLOX_ENV_CACHE: hooks expect it to exist and to be writable for every user
 }
 
@@ -159,6 +160,18 @@ func (e Environment) byActivations(activations, interpreter, bash string, argv [
 		Shell:              map[string]string{"bash": bash},
 		InvocationType:     map[string][]string{"execcommand": argv},
 		DisableHook:        true,
+	}
+	if e.Link != "" {
+		active, err := json.Marshal([]any{map[string]any{
+			"environment": map[string]any{
+				"type": "dot-flox", "path": "/.flox", "pointer": map[string]any{"name": name, "version": 1},
+			},
+			"mode": e.Mode,
+		}})
+		if err != nil {
+			return Start{}, err
+		}
+		context.AttachCtx.Env, context.AttachCtx.FloxActiveEnvironments = e.Link, string(active)
 	}
 	var buffer bytes.Buffer
 	encoder := json.NewEncoder(&buffer)

@@ -60,7 +60,7 @@ func built(extra map[string]string) map[string]string {
 
 func plan(t *testing.T, extra map[string]string, argv ...string) (Start, error) {
 	t.Helper()
-	return Environment{tree(t, built(extra)), environment, "demo/hello", "dev", "/.flox/cache"}.Plan(argv)
+	return Environment{tree(t, built(extra)), environment, "demo/hello", "dev", "", "/.flox/cache"}.Plan(argv)
 }
 
 func TestACommandIsPassedUntouchedInTheContext(t *testing.T) {
@@ -124,7 +124,7 @@ func TestCudaIsLookedForInDevModeUnlessTheManifestDoesNotWantIt(t *testing.T) {
 		{"run", `{"manifest":{"options":{"cuda-detection":true}}}`, "0"},
 	} {
 		view := tree(t, built(map[string]string{environment + "/manifest.lock": test.lock}))
-		start, err := Environment{view, environment, "demo/hello", test.mode, "/.flox/cache"}.Plan([]string{"x"})
+		start, err := Environment{view, environment, "demo/hello", test.mode, "", "/.flox/cache"}.Plan([]string{"x"})
 		if err != nil || start.Warning != "" {
 			t.Fatal(start.Warning, err)
 		}

@@ -147,3 +147,18 @@ func name(entry string) string {
 	name, _, _ := strings.Cut(entry, "=")
 	return name
 }
+
+// Set gives an environment in which some variables have other values.
+func Set(env, entries []string) []string {
+	changed := make(map[string]bool, len(entries))
+	for _, entry := range entries {
+		changed[name(entry)] = true
+	}
+	result := make([]string, 0, len(env)+len(entries))
+	for _, entry := range env {
+		if !changed[name(entry)] {
+			result = append(result, entry)
+		}
+	}
+	return append(result, entries...)
+}

@@ -29,10 +29,14 @@ func run(of records.Resolution, separator string) string {
 	return path.Join(Folder, "run", of.System+"."+path.Base(of.Environment)+separator+of.Mode)
 }
 
-// Add makes the checkout in an image that has no /.flox.
-func Add(root *rootfs.Root, view activation.View, of records.Resolution) error {
+// Add makes the checkout in an image that has no /.flox. The Flox CLI can change a mutable one.
+func Add(root *rootfs.Root, view activation.View, of records.Resolution, mutable bool) error {
 	lock := path.Join(of.StorePath, "manifest.lock")
-	manifest, err := readManifest(view, lock)
+	locked, err := read(view, lock)
+	if err != nil {
+		return err
+	}
+	manifest, err := ManifestOf(locked)
 	if err != nil {
 		return err
 	}
@@ -44,7 +48,12 @@ func Add(root *rootfs.Root, view activation.View, of records.Resolution) error {
 		func() error { return root.Folder(Folder, 0o755) },
 		func() error { return root.File(path.Join(Folder, "env.json"), pointer, 0o644) },
 		func() error { return root.File(path.Join(Folder, "env/manifest.toml"), manifest, 0o644) },
-		func() error { return root.Link(path.Join(Folder, "env/manifest.lock"), lock) },
+		func() error {
+			if mutable {
+				return root.File(path.Join(Folder, "env/manifest.lock"), locked, 0o644)
+			}
+			return root.Link(path.Join(Folder, "env/manifest.lock"), lock)
+		},
 		func() error { return root.Link(run(of, "-"), of.StorePath) },
 		func() error { return root.Link(run(of, "."), of.StorePath) },
 		func() error { return root.Folder(Cache, os.ModeSticky|0o777) },
@@ -57,9 +66,9 @@ func Add(root *rootfs.Root, view activation.View, of records.Resolution) error {
 	return nil
 }
 
-// readManifest gives the manifest that a lock was made of. It is not in the closure, but its content is in the lock;
-// what is lost are its comments.
-func readManifest(view activation.View, lock string) ([]byte, error) {
+// read gives a lock of the closure. The manifest that it was made of is not there, but its content is in the lock; what
+// is lost are its comments.
+func read(view activation.View, lock string) ([]byte, error) {
 	resolved, _, err := view.Resolve(lock)
 	if err != nil {
 		return nil, err
@@ -69,9 +78,5 @@ func readManifest(view activation.View, lock string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxLock))
-	if err != nil {
-		return nil, err
-	}
-	return ManifestOf(data)
+	return io.ReadAll(io.LimitReader(file, maxLock))
 }

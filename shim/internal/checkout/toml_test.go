@@ -70,14 +70,14 @@ func TestADamagedLockMakesNoCheckout(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := Add(root, view, resolution); err == nil || root.Has(Folder) {
+		if err := Add(root, view, resolution, false); err == nil || root.Has(Folder) {
 			t.Errorf("%q: %v", lock, err)
 		}
 	}
 	if err := os.WriteFile(view.Host(store)+"/manifest.lock", []byte(`{"manifest": {}}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Add(root, view, resolution); err != nil {
+	if err := Add(root, view, resolution, false); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"run", "dev"} {
@@ -86,7 +86,7 @@ func TestADamagedLockMakesNoCheckout(t *testing.T) {
 			t.Errorf("%s: %s, %v", name, target, err)
 		}
 	}
-	if err := Add(root, view, resolution); err == nil {
+	if err := Add(root, view, resolution, false); err == nil {
 		t.Error("a checkout of the image's is left alone")
 	}
 }

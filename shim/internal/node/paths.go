@@ -66,6 +66,12 @@ func PodVolumes(uid string, policy Policy) []string {
 // Busybox is the symlink of the current payload to its static busybox in the store.
 func Busybox() string { return Path(busybox) }
 
+// PayloadManifest is the manifest of the current payload.
+func PayloadManifest() string { return Path("/opt/flox-node/current/manifest.json") }
+
+// NixStore is the program nix-store of the current payload.
+func NixStore() string { return Path("/opt/flox-node/current/bin/nix-store") }
+
 // PodRecord is the file that holds what a sandbox was resolved to.
 func PodRecord(sandboxID string) string { return Path(filepath.Join(podDir, sandboxID+".json")) }
 

@@ -1,7 +1,6 @@
 package pod
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"sort"
@@ -10,8 +9,9 @@ import (
 
 // Wishes is what a pod asks for.
 type Wishes struct {
-	Reference Reference
-	Mode      string // run or dev
+	Reference  Reference
+	Mode       string // run or dev
+	NixMutable bool   // whether packages can be installed in the running container
 }
 
 // Wishes judges the `flox.dev/*` annotations without knowing any environment or policy. The error names the annotation,
@@ -22,7 +22,8 @@ type Wishes struct {
 func (a Annotations) Wishes() (Wishes, error) {
 	mode, modeErr := a.mode()
 	reference, err := a.reference()
-	return Wishes{Reference: reference, Mode: mode}, first(err, modeErr, a.checkMutable())
+	mutable, mutableErr := a.mutable()
+	return Wishes{Reference: reference, Mode: mode, NixMutable: mutable}, first(err, modeErr, mutableErr)
 }
 
 // HasEnvironment says that the pod names an environment, be it a right or a wrong one.
@@ -53,15 +54,14 @@ func (a Annotations) mode() (string, error) {
 	}
 }
 
-// checkMutable refuses what this version cannot do, instead of doing something else.
-func (a Annotations) checkMutable() error {
+func (a Annotations) mutable() (bool, error) {
 	switch value := a[nixMutable]; value {
 	case "", "false":
-		return nil
+		return false, nil
 	case "true":
-		return errors.New("the annotation " + nixMutable + " is not supported by this version of flox-node: remove it")
+		return true, nil
 	default:
-		return fmt.Errorf("the annotation %s holds %s; it is `true` or `false`", nixMutable, quote(value))
+		return false, fmt.Errorf("the annotation %s holds %s; it is `true` or `false`", nixMutable, quote(value))
 	}
 }
 

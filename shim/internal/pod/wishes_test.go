@@ -14,6 +14,7 @@ type example struct {
 	Annotations Annotations `json:"annotations"`
 	Reference   string      `json:"reference"`
 	Mode        string      `json:"mode"`
+	NixMutable  bool        `json:"nix_mutable"`
 	Fault       string      `json:"fault"`
 	Warnings    []string    `json:"warnings"`
 	In          []string    `json:"in"`
@@ -49,7 +50,7 @@ func check(t *testing.T, each example, valid bool) {
 	case valid != (err == nil):
 		t.Errorf("%v: %v", each.Annotations, err)
 	case err == nil && (each.Reference != "" && wishes.Reference.String() != each.Reference ||
-		each.Mode != "" && wishes.Mode != each.Mode):
+		each.Mode != "" && wishes.Mode != each.Mode || wishes.NixMutable != each.NixMutable):
 		t.Errorf("%v: %+v", each.Annotations, wishes)
 	case err != nil && (!strings.Contains(err.Error(), each.Fault) || !printable(err.Error())):
 		t.Errorf("%v: %v", each.Annotations, err)

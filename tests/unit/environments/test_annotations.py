@@ -30,6 +30,7 @@ def test_an_example_is_judged_as_it_says(verdict: str, example: dict[str, Any]) 
         assert wishes.faults == ()
         assert str(wishes.reference) == example.get("reference", str(wishes.reference))
         assert wishes.mode == example.get("mode", wishes.mode)
+        assert wishes.nix_mutable == example.get("nix_mutable", False)
     else:
         assert len(wishes.faults) == 1
         assert example["fault"] in wishes.faults[0]
