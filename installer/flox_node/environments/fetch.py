@@ -162,7 +162,7 @@ def _run(identity: str, question: Question, token: str | None, paths: Paths) -> 
         events.log(
             "fetch",
             paths,
-            level="error" if error else "info",
+            level="warning" if error else "info",  # the sandbox that gets it tells it as an error, with its pod
             environment=question.reference.environment,
             generation=resolution.generation if resolution else question.reference.generation,
             store_path=resolution.store_path if resolution else None,
