@@ -58,7 +58,7 @@ func create(call cmdline.Call, policy node.Policy, runtime string) error {
 		if annotations.Skipped() || rules.Skips(annotations.ContainerName()) {
 			return nil
 		}
-		err = createContainer(call.ID(), bundle, config, annotations, rules, &event)
+		err = createContainer(call.ID(), bundle, config, annotations, policy, &event)
 	default:
 		return nil
 	}
@@ -84,7 +84,7 @@ func warn(event report.Event, warnings []string) {
 
 // createContainer rewrites the bundle of a container so that its command runs in the environment of its pod.
 func createContainer(
-	id, bundle string, config *spec.Config, annotations pod.Annotations, rules node.Pods, event *report.Event,
+	id, bundle string, config *spec.Config, annotations pod.Annotations, policy node.Policy, event *report.Event,
 ) error {
 	of, err := annotations.Pod()
 	if err != nil {
@@ -124,6 +124,7 @@ func createContainer(
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
 	}
+	rules := policy.InNamespace(of.Namespace)
 	wishes, err := annotations.Wishes()
 	if err != nil {
 		return err
@@ -151,7 +152,7 @@ func createContainer(
 	}
 	wholeStore := rules.View == "store" && !wishes.NixMutable
 	if wishes.NixMutable {
-		if closure, base, err = makeMutable(image, root, config, &environment, record, closure); err != nil {
+		if closure, base, err = makeMutable(image, root, config, &environment, record, closure, policy); err != nil {
 			return fmt.Errorf("flox.dev/nix-mutable: %w", err)
 		}
 	}

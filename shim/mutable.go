@@ -17,7 +17,7 @@ import (
 // /nix/store that are to be shown in it.
 func makeMutable(
 	image *rootfs.Root, folder string, config *spec.Config, environment *activation.Environment, record records.Pod,
-	closure []string,
+	closure []string, policy node.Policy,
 ) ([]string, view.Base, error) {
 	tools, err := mutable.FindTools()
 	if err != nil {
@@ -35,7 +35,7 @@ func makeMutable(
 		return nil, "", err
 	}
 	environment.Link = checkout.Link(record.Resolution)
-	own := container.Environment(activation.Get(config.Process.Env, "PATH", node.SearchPath()))
+	own := container.Environment(activation.Get(config.Process.Env, "PATH", node.SearchPath()), policy)
 	config.Process.Env = activation.Set(config.Process.Env, own)
 	return shown, view.Present, nil
 }

@@ -164,7 +164,10 @@ class Pods:
     modes: tuple[str, ...] = _key(_MODES, _list_of(_mode), "Values that flox.dev/activate-mode may have.")
     nix_mutable: bool = _key(True, _flag, 'Whether pods may say flox.dev/nix-mutable: "true".')
     nix_mutable_mib: float = _key(
-        10240, _number(1, 1 << 30, "MiB"), "How much such a container may write below /nix, in MiB."
+        10240,
+        _number(1, 1 << 30, "MiB"),
+        "How much such a container may write below /nix, in MiB. Not enforced yet: the pod's ephemeral-storage "
+        "limit is.",
     )
     without_environment: str = _key(
         "refuse",

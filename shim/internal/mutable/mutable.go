@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -201,13 +202,27 @@ func (c Container) give() error {
 	return nil
 }
 
-// Environment is what the Flox CLI needs in the container, beside what the pod says.
-func (c Container) Environment(searchPath string) []string {
-	return []string{
+// Environment is what the Flox CLI needs in the container, beside what the pod says: the node's hub, binary caches and
+// keys. No secret is among them.
+func (c Container) Environment(searchPath string, policy node.Policy) []string {
+	nix := policy.Nix
+	env := []string{
 		"PATH=" + searchPath + ":" + c.Tools.CLI,
 		"FLOX_DISABLE_METRICS=true", "_FLOX_DISABLE_KEYRING=1", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS=true",
-		"NIX_CONFIG=build-users-group =\nsandbox = false",
+		"NIX_CONFIG=" + strings.Join([]string{
+			"build-users-group =", "sandbox = false",
+			"substituters = " + strings.Join(slices.Concat(nix.ExtraSubstituters, nix.Substituters), " "),
+			"trusted-public-keys = " + strings.Join(slices.Concat(nix.TrustedKeys, nix.ExtraTrustedKeys), " "),
+		}, "\n"),
 	}
+	for name, address := range map[string]string{
+		"FLOX_FLOXHUB_URL": policy.FloxHub.URL, "FLOX_CATALOG_URL": policy.FloxHub.APIURL,
+	} {
+		if address != "" {
+			env = append(env, name+"="+address)
+		}
+	}
+	return env
 }
 
 func union(lists ...[]string) []string {

@@ -18,8 +18,17 @@ type Policy struct {
 	FloxHub      FloxHub              `json:"floxhub"`
 	Pods         Pods                 `json:"pods"`
 	Realise      Realise              `json:"realise"`
+	Nix          Nix                  `json:"nix"`
 	Namespaces   map[string]Namespace `json:"namespaces"`
 	KubeletRoot  string               `json:"kubelet_root"`
+}
+
+// Nix says where packages come from, for containers in which some can be installed.
+type Nix struct {
+	Substituters      []string `json:"substituters"`
+	ExtraSubstituters []string `json:"extra_substituters"`
+	TrustedKeys       []string `json:"trusted_public_keys"`
+	ExtraTrustedKeys  []string `json:"extra_trusted_public_keys"`
 }
 
 // FloxHub says which hub's environments pods run.
@@ -76,6 +85,14 @@ func DefaultPolicy() Policy {
 			Userland:           "on",
 			CacheFolder:        "disk",
 			CacheMiB:           64,
+		},
+		Nix: Nix{
+			Substituters: []string{"https://cache.nixos.org", "https://cache.flox.dev"},
+			TrustedKeys: []string{
+				"cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
+				"flox-cache-public-1:7F4OyH7ZCnFhcze3fJdfyXYLQw/aV7GEed86nQ7IsOs=",
+				"floxhub-1:0QOAlcobcEvq1mqEf4qAYCaWnTTOXpyoRv/PmqfSixM=",
+			},
 		},
 		Realise: Realise{WaitS: 90, FreshnessS: 10},
 	}

@@ -230,3 +230,10 @@ def test_an_unknown_key_is_explained_by_those_that_are_like_it() -> None:
     with pytest.raises(UsageError) as refused:
         policy_text.explained("realise.wait", Policy())
     assert "realise.wait_s" in refused.value.remedy
+
+
+def test_the_shims_default_caches_and_keys_are_ours() -> None:
+    source = (Path(__file__).parents[3] / "shim/internal/node/policy.go").read_text()
+    default = Policy()
+    for word in (*default.substituters, *default.trusted_public_keys):
+        assert f'"{word}"' in source
