@@ -4,7 +4,9 @@ go 1.26.0
 
 godebug default=go1.26
 
-require k8s.io/kubernetes v1.37.2 // indirect
+require (
+	k8s.io/kubernetes v1.37.2 // indirect
+)
 
 require (
 	cel.dev/expr v0.25.1 // indirect
