@@ -130,7 +130,7 @@ class CriClient:
 
         handler: "" is containerd's default. uid: a fresh one by default.
         cgroup_parent: e.g. "/kubepods.slice"; needed where containerd uses systemd's cgroups.
-        host_users: False gives the pod a user namespace, and a network of its own, without which there is none.
+        host_users: False asks for a user namespace, for which containerd 2 wants a network of the pod's own.
         """
         uid = uid or str(uuid.uuid4())
         namespaces = _namespaces(host_pid)
