@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.bed import cache, flox, golang, payload
 from tests.bed.box import NodeBox
-from tests.bench.rows import Measurement, Row, ratio, row
+from tests.bench.rows import Measurement, Row, cpu_seconds, ratio, row
 
 ROUNDS = 9
 _NVIDIA = golang.TOOLS / "nvidia-ctk"
@@ -19,8 +18,29 @@ def noop() -> Sequence[Row]:
     """CPU seconds (user and system, the entering of the node included) of a second install."""
     with NodeBox("2.1") as box:
         flox.install(box)
-        seconds = [_cpu_seconds(lambda: flox.install(box)) for _ in range(ROUNDS)]
+        seconds = [cpu_seconds(lambda: flox.install(box)) for _ in range(ROUNDS)]
     return (row("install.noop_cpu_s", seconds, unit="s", goal=0.5),)
+
+
+def against_help() -> Sequence[Row]:
+    """CPU seconds of an install that finds all done, and of a plan, over those of `flox-node --help`, on a node."""
+    box = NodeBox("2.1")
+    shutil.copytree(payload.folder(), box.folder / "disk/payload", symlinks=True)
+    program = "/opt/flox-node/bin/flox-node"
+    words = (["--help"], ["install", "--payload", "/payload"], ["plan", "--payload", "/payload"])
+    samples: list[list[float]] = [[], [], []]
+    with box:
+        flox.install(box)
+        for arguments in words:
+            box.run([program, *arguments])
+        for _ in range(ROUNDS):
+            for arguments, into in zip(words, samples, strict=True):
+                into.append(cpu_seconds(lambda arguments=arguments: box.run([program, *arguments])))  # type: ignore[misc]
+    helped, noop, plan = samples
+    return (
+        ratio("install.noop_vs_help_ratio", noop, helped, goal=2.5),
+        ratio("plan.vs_help_ratio", plan, helped, goal=3.0),
+    )
 
 
 def noop_against_nvidia_ctk() -> Sequence[Row]:
@@ -44,7 +64,7 @@ def noop_against_nvidia_ctk() -> Sequence[Row]:
         box.run(ours)
         for _ in range(ROUNDS):
             for command, into in zip((ours, theirs), samples, strict=True):
-                into.append(_cpu_seconds(lambda command=command: box.run(command)))  # type: ignore[misc]
+                into.append(cpu_seconds(lambda command=command: box.run(command)))  # type: ignore[misc]
     return (
         ratio("install.noop_vs_nvidia_ctk_ratio", *samples, goal=None),
         row("install.nvidia_ctk_noop_cpu_s", samples[1], unit="s", goal=None),
@@ -60,18 +80,8 @@ def _nvidia_ctk() -> Path:
     return cache.artefact("nvidia-ctk", {"sources": golang.sources(_NVIDIA), "revision": 1}, build) / "nvidia-ctk"
 
 
-def _cpu_seconds(run: Callable[[], object]) -> float:
-    before = _cpu_of_children()
-    run()
-    return _cpu_of_children() - before
-
-
-def _cpu_of_children() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
     noop: ("install.noop_cpu_s",),
+    against_help: ("install.noop_vs_help_ratio", "plan.vs_help_ratio"),
     noop_against_nvidia_ctk: ("install.noop_vs_nvidia_ctk_ratio", "install.nvidia_ctk_noop_cpu_s"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 from collections.abc import Callable, Sequence
 from typing import TypedDict
@@ -31,3 +32,15 @@ def row(name: str, samples: Sequence[float], *, unit: str, goal: float | None) -
 def ratio(name: str, ours: Sequence[float], theirs: Sequence[float], *, goal: float | None) -> Row:
     """The median of pairwise ratios: each of ours ran right beside its counterpart, so a slow minute hits both."""
     return row(name, [mine / other for mine, other in zip(ours, theirs, strict=True)], unit="ratio", goal=goal)
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """What the processes that `run` starts and waits for take of a CPU, user and system."""
+    before = _cpu_of_children()
+    run()
+    return _cpu_of_children() - before
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -234,6 +234,12 @@ class FakeSystemd:
         timer.daemon = True
         timer.start()
 
+    def fire(self, name: str) -> None:
+        """The time of this timer has come."""
+        timer = self._timers.pop(name)
+        timer.cancel()
+        timer.function(*timer.args)
+
     def _run(self, argv: Sequence[str]) -> None:
         shell, script, mode = argv
         root = self._containerd.root

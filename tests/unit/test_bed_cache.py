@@ -69,7 +69,7 @@ def test_two_processes_that_want_one_artefact_build_it_once(tmp_path: Path) -> N
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        answers = [process.communicate(timeout=60)[0].splitlines()[-1] for process in (one, other)]
+        answers = [process.communicate()[0].splitlines()[-1] for process in (one, other)]
 
     assert answers[0] == answers[1]
     assert sorted(path.name for path in Path(answers[0]).iterdir()) == ["half", "rest"]

@@ -15,7 +15,7 @@ PROGRAM = Path(sys.executable).with_name("flox-node")
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_the_help_names_the_commands_and_gives_an_example() -> None:

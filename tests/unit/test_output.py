@@ -230,6 +230,6 @@ def test_who_reads_no_further_is_no_error(tmp_path: Path) -> None:
     os.close(reading)
     with open(writing, "wb") as closed:
         done = subprocess.run(
-            [program, "status", "--host-root", tmp_path], stdout=closed, stderr=subprocess.PIPE, check=False, timeout=60
+            [program, "status", "--host-root", tmp_path], stdout=closed, stderr=subprocess.PIPE, check=False
         )
     assert (done.returncode, done.stderr) == (141, b"")

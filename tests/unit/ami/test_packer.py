@@ -104,7 +104,6 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CHECKPOINT_DISABLE": "1", "HOME": "/tmp"},
     )
 

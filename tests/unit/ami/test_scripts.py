@@ -95,7 +95,6 @@ class Machine:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
         )
 
     @property

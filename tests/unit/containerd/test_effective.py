@@ -1,5 +1,6 @@
 """The effective configuration of several files: the table of `facts`, findings, and where our handler belongs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from flox_node.containerd.config import schema
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Effective, MapReader, glob, load
-from flox_node.containerd.config.placement import PlacedEdit, place, withdraw
+from flox_node.containerd.config.placement import PlacedEdit, place, prove, withdraw
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
 
@@ -261,3 +262,41 @@ def test_withdrawing_gives_back_every_byte(containerd: str) -> None:
     after: dict[str, bytes | None] = {**placed, **{edit.path: edit.after for edit in gone}}
     assert {path: content for path, content in after.items() if content is not None} == before
     assert withdraw(load(ROOT, MapReader(before), version(containerd)), MapReader(before), Handler()) == ()
+
+
+_OTHER = runtime(GRPC, "other")
+_DEFAULT = f'[plugins."{GRPC}".containerd]\ndefault_runtime_name = "flox"\n'
+_REGISTRY = f'[plugins."{GRPC}".registry]\nconfig_path = "/elsewhere"\n'
+
+
+@pytest.mark.parametrize(
+    ("containerd", "added"),
+    [("1.7.24", _OTHER), ("1.7.24", _DEFAULT), ("2.1.9", _OTHER), ("2.1.9", _DEFAULT), ("2.1.9", _REGISTRY)],
+)
+def test_an_edit_that_changes_another_setting_is_refused_before_it_is_written(containerd: str, added: str) -> None:
+    found = effective(containerd, root=ROOT_2.replace(IMPORTS, ""))
+    handler = Handler("flox", "/opt/flox-node/bin/flox-runtime")
+    (edit,) = place(found, found.reader, handler)
+    assert edit.after is not None
+    prove(found, found, handler, (edit,))
+    with pytest.raises(RefusedError, match="would change other settings"):
+        prove(found, found, handler, (replace(edit, after=edit.after + added.encode()),))
+
+
+def test_a_file_of_ours_that_would_hide_the_root_once_a_neighbours_goes_is_refused() -> None:
+    """On 1.x the neighbour's file hides the root's runtimes; as soon as it goes, those must be there again."""
+    neighbours = "version = 2\n" + runtime(GRPC, "runc") + runtime(GRPC, "nvidia")
+    found = effective("1.7.24", root=ROOT_2 + runtime(GRPC, "kata"), other=neighbours)
+    handler = Handler("flox", "/opt/flox-node/bin/flox-runtime")
+    beside = next(edit for edit in place(found, found.reader, handler) if edit.path != ROOT)
+    with pytest.raises(RefusedError, match=f"would be lost as soon as {beside.path} goes away"):
+        prove(found, found, handler, (replace(beside, path=DROP, before=None),))
+
+
+@pytest.mark.parametrize("containerd", ["1.7.24", "2.1.9", "2.4.0"])
+def test_an_empty_value_of_an_imported_file_hides_nothing_of_the_root(containerd: str) -> None:
+    """As the daemons do it: https://github.com/containerd/containerd/blob/main/cmd/containerd/server/config/config.go"""
+    root = f'version = 2\nroot = "/data"\noom_score = -999\n{IMPORTS}[grpc]\naddress = "/run/other.sock"\n'
+    found = effective(containerd, root=root, drop='version = 2\nroot = ""\noom_score = 0\n[grpc]\naddress = ""\n')
+    assert (found.merged["root"], found.merged["oom_score"]) == ("/data", -999)
+    assert found.merged["grpc"]["address"] == "/run/other.sock"

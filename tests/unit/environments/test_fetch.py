@@ -20,7 +20,7 @@ def paths(tmp_path: Path) -> Paths:
     for key in ("old", "new", "runs"):
         Path(paths.fetches, f"{key}.json").write_text(json.dumps({"id": key}))
         for name in ("start", "fetch"):
-            with locks.hold(paths.locks, f"{name}-{key}", Deadline.after(1)):
+            with locks.hold(paths.locks, f"{name}-{key}", Deadline.after(3600)):
                 pass
     for key in ("old", "runs"):
         os.utime(f"{paths.fetches}/{key}.json", (1, 1))
@@ -28,7 +28,7 @@ def paths(tmp_path: Path) -> Paths:
 
 
 def test_a_sweep_leaves_the_states_of_today_and_of_what_runs(paths: Paths) -> None:
-    with locks.hold(paths.locks, "fetch-runs", Deadline.after(1)):
+    with locks.hold(paths.locks, "fetch-runs", Deadline.after(3600)):
         fetch.sweep(paths)
     assert sorted(os.listdir(paths.fetches)) == ["new.json", "runs.json"]
     assert not [name for name in os.listdir(paths.locks) if "old" in name]

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -18,9 +19,10 @@ from flox_node.state.policy import Network
 from tests.doubles.hub import Hub, HubData, lockfile
 
 HELLO = Reference("demo", "hello")
+LONG_S = 3600  # more than any test may take
 
 
-def tip(url: str, reference: Reference = HELLO, token: str | None = None, seconds: float = 10) -> str:
+def tip(url: str, reference: Reference = HELLO, token: str | None = None, seconds: float = LONG_S) -> str:
     return floxhub.tip(reference, git_url=url, token=token, deadline=Deadline.after(seconds))
 
 
@@ -69,10 +71,8 @@ def test_a_hub_in_trouble_is_the_networks_fault(hub: Hub, data: HubData, status:
 
 def test_a_hub_that_hangs_costs_no_more_than_the_deadline(hub: Hub, data: HubData) -> None:
     data.break_with("hang")
-    started = time.monotonic()
-    with pytest.raises((NetworkError, DeadlineError)):
+    with pytest.raises((NetworkError, DeadlineError)):  # the hub itself never ends the connection
         tip(hub.git_url, seconds=0.5)
-    assert time.monotonic() - started < 10, "and not when the hub ends the connection"
 
 
 def test_a_closed_port_is_the_networks_fault() -> None:
@@ -88,7 +88,7 @@ _SERVICE = b"001e# service=git-upload-pack\n0000"
 
 
 @contextlib.contextmanager
-def raw(answer: list[bytes], pause: float = 0) -> Iterator[str]:
+def raw(answer: Iterable[bytes], pause: float = 0) -> Iterator[str]:
     """A server that sends these pieces to whoever connects, then closes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -105,7 +105,7 @@ def raw(answer: list[bytes], pause: float = 0) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{server.getsockname()[1]}/git"
         server.close()
-        thread.join(10)
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -135,21 +135,18 @@ def test_a_login_page_is_told_from_a_hub() -> None:
 
 
 def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(floxhub, "_LARGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr(floxhub, "_LARGEST_ANSWER", 1 << 16)
     line = b"003f" + b"a" * 40 + b" refs/heads/other1\n"
     line = b"%04x" % (len(line)) + line[4:]
-    with raw([_HEAD + b"\r\n" + _SERVICE, *([line * 20000] * 2)]) as url, pytest.raises(NetworkError, match="MiB"):
+    with raw([_HEAD + b"\r\n" + _SERVICE, *([line * 1000] * 2)]) as url, pytest.raises(NetworkError, match="MiB"):
         tip(url)
 
 
 def test_one_byte_at_a_time_does_not_outlast_the_deadline() -> None:
-    branches = b"".join(b"003e" + b"a" * 40 + b" refs/heads/other\n" for _ in range(10))
-    pieces = [_HEAD + b"\r\n", *(bytes([byte]) for byte in _SERVICE + branches)]  # for half a minute
-    with raw(pieces, pause=0.05) as url:
-        started = time.monotonic()
-        with pytest.raises(FloxNodeError):
-            tip(url, seconds=0.4)
-        assert time.monotonic() - started < 10
+    branch = b"003e" + b"a" * 40 + b" refs/heads/other\n"
+    endless = (bytes([byte]) for byte in itertools.chain(_HEAD, b"\r\n", _SERVICE, itertools.cycle(branch)))
+    with raw(endless, pause=0.05) as url, pytest.raises(FloxNodeError):
+        tip(url, seconds=0.4)
 
 
 def test_of_an_owner_with_many_environments_one_branch_is_asked_for(hub: Hub, data: HubData) -> None:
@@ -172,7 +169,7 @@ def test_of_an_owner_with_many_environments_one_branch_is_asked_for(hub: Hub, da
 
 def test_the_policys_proxy_is_asked_for_whom_it_is_meant(hub: Hub, data: HubData) -> None:
     network = Network(http_proxy=hub.url, no_proxy=("direct.example.com", ".cluster.local"))
-    deadline = Deadline.after(10)
+    deadline = Deadline.after(LONG_S)
     url = "http://hub.example.com/git"
     found = floxhub.tip(HELLO, git_url=url, token=None, deadline=deadline, network=network)
     assert found == data.commit("demo", "hello")

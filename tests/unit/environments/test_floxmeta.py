@@ -24,7 +24,7 @@ def read(
 ) -> Generation:
     assert git is not None
     env = private_environment(str(folder), Policy(floxhub=FloxHub(git_url=hub.git_url)), token=token, ca_file=None)
-    return Floxmeta(git, f"{folder}/meta", env, Deadline.after(30)).read(Reference.parse(text), hub.git_url)
+    return Floxmeta(git, f"{folder}/meta", env, Deadline.after(3600)).read(Reference.parse(text), hub.git_url)
 
 
 def test_the_live_generation_is_the_last_one_that_became_live(hub: Hub, data: HubData, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_sweep_wipes_what_killed_ones_left_and_nobody_asks_for_again(paths: Pa
 
 def test_a_sweep_leaves_what_is_being_realised_and_tells(paths: Paths) -> None:
     killed = _left_by_a_killed_one("a", paths)
-    with work.locked("b", paths, Deadline.after(1)), work.private_folder("b", paths) as folder:
+    with work.locked("b", paths, Deadline.after(3600)), work.private_folder("b", paths) as folder:
         assert not work.sweep(paths)
         assert os.path.isdir(folder)
         assert not killed.exists()

@@ -256,7 +256,7 @@ def test_kubectl_reads_that_yaml_as_we_do(kubectl: Path, tmp_path: Path) -> None
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROGRAM, "manifests", *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([PROGRAM, "manifests", *arguments], capture_output=True, text=True, check=False)
 
 
 def test_the_command_prints_what_its_options_make_of_the_base(tmp_path: Path) -> None:

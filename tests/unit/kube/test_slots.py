@@ -95,7 +95,7 @@ def test_a_slot_that_is_held_is_waited_for_and_taken_when_it_is_given_back() -> 
     time.sleep(0.3)
     assert not got
     first.release(taken)
-    waiting.join(60)
+    waiting.join()
     assert api.leases["flox-node-slot-0"]["spec"]["holderIdentity"] == "b"
     assert got[0] is not None
 
@@ -142,7 +142,7 @@ def test_one_node_first_and_then_a_share_of_them_at_a_time() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert len(order) == 12
     assert before_proof[0] == 1
     assert 1 < most[0] <= 3

@@ -18,7 +18,16 @@ HASH = "0123456789abcdfghijklmnpqrsvwxyz"
 
 @pytest.fixture(scope="session")
 def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
-    folder = tmp_path_factory.mktemp("payload")
+    return built(tmp_path_factory.mktemp("payload"), "0.1.0")
+
+
+@pytest.fixture(scope="session")
+def successor(tmp_path_factory: pytest.TempPathFactory) -> Payload:
+    """The next release, with the same store paths."""
+    return built(tmp_path_factory.mktemp("successor"), "0.2.0")
+
+
+def built(folder: Path, version: str) -> Payload:
     name = f"/nix/store/{HASH}-tools"
     tools = folder / "root" / name.lstrip("/") / "bin"
     tools.mkdir(parents=True)
@@ -33,7 +42,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> Payload:
     entry_points = {
         program: f"{name}/bin/{program}" for program in ("flox", "flox-node", "flox-node-realise", "nix-store")
     }
-    recipe = Recipe(folder / "root", entry_points, shim, "0.1.0", registration=registration)
+    recipe = Recipe(folder / "root", entry_points, shim, version, registration=registration)
     build(recipe, folder / "payload")
     return open_payload(folder / "payload")
 

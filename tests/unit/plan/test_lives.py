@@ -52,7 +52,7 @@ RELEASES = ("1.7.24", "2.1.9", "2.2.7", "2.3.7", "2.4.2")
 FOLDER = "etc/containerd/conf.d"
 TOOLKIT = f"{FOLDER}/99-nvidia.toml"
 OTHER = f"{FOLDER}/60-other.toml"
-SETTINGS = Settings(restarts_per_hour=10**6, deadline_s=30.0)
+SETTINGS = Settings(restarts_per_hour=10**6, deadline_s=300.0)
 IDS = {2: schema.CRI_GRPC, 3: schema.CRI_RUNTIME}
 ROOT = """# written by an administrator
 version = {number}

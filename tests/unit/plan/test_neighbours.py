@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flox_node.agent.observe import look
+from flox_node.containerd.live import restart
 from flox_node.errors import InUseError, OutsideError, RefusedError
 from flox_node.host import HostFiles
 from flox_node.payload import Payload
@@ -269,10 +270,13 @@ def test_pods_that_run_on_a_containerd_without_a_cri_keep_an_uninstall_away(down
 
 
 def test_a_containerd_that_is_down_for_another_reason_is_not_blamed_on_us_and_uninstalled_all_the_same(
-    any_node: FakeNode, payload: Payload
+    any_node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = any_node
-    install(node.host, payload, Settings(deadline_s=1), _ignore)
+    install(node.host, payload, SETTINGS, _ignore)
+    start_again = restart.start_again
+    impatient = lambda host, unit, socket, _: start_again(host, unit, socket, 0.0)  # noqa: E731
+    monkeypatch.setattr(restart, "start_again", impatient)  # waiting helps nothing here
     broken = node.config.read_text() + f'\n[plugins."{PLUGIN}".containerd]\n  default_runtime_name = "nvidia"\n'
     node.config.write_text(broken)
     node.containerd.read_config()

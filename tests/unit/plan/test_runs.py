@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flox_node.containerd.live import change
+from flox_node.containerd.live import change, commit
 from flox_node.errors import BusyError, InUseError, OutsideError, RefusedError, RolledBackError
-from flox_node.host import HostFiles, selinux
+from flox_node.host import Host, HostFiles, selinux
 from flox_node.host.lock import exclusive
 from flox_node.payload import Payload
 from flox_node.plan import Outcome, StepResult, install, preview, uninstall
@@ -201,6 +203,62 @@ def test_a_containerd_that_stays_down_is_reported_with_the_old_bytes_in_place(
     with pytest.raises(OutsideError, match="The old configuration is back"):
         install(node.host, payload, Settings(deadline_s=0.5), _ignore)
     assert node.config.read_text() == KUBEADM
+
+
+def test_nothing_is_armed_nor_written_where_systemd_starts_no_timer(
+    node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OutsideError("systemd starts nothing more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.systemd, "run_later", refuse)
+        with pytest.raises(OutsideError, match="starts nothing more"):
+            install(node.host, payload, SETTINGS, _ignore)
+    assert not commit.is_pending(node.host), "the next boot would undo what never was done"
+    assert node.config.read_text() == KUBEADM
+    assert node.containerd.restarts == 0
+
+
+def test_a_change_that_is_confirmed_too_late_is_a_failure_and_says_so(
+    node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The containerd is fine, but the slow way back came first: what it left is what the run must tell."""
+    confirm = commit.confirm
+
+    def late(host: Host) -> bool:
+        if commit.is_pending(host):
+            node.systemd.fire("flox-node-deadline")
+        return confirm(host)
+
+    monkeypatch.setattr(commit, "confirm", late)
+    with pytest.raises(RolledBackError, match=r"was not confirmed within 300 s\. The old configuration is live again"):
+        install(node.host, payload, Settings(deadline_s=300), _ignore)
+    assert node.config.read_text() == KUBEADM
+    assert "flox" not in node.containerd.handlers
+    assert not commit.is_pending(node.host)
+
+
+@pytest.mark.parametrize(
+    ("unit", "pods", "why"),
+    [
+        ({"kill_mode": "mixed"}, True, "KillMode=mixed .* would kill the 1 pods"),
+        ({"kill_mode": "control-group"}, True, "KillMode=control-group .* would kill the 1 pods"),
+        ({"stale": True}, False, "were changed since systemd read them"),
+        ({"manual_restart": False}, False, "may not be restarted by hand"),
+        ({"start_command": ("/usr/bin/containerd", "--config", "/etc/other.toml")}, False, "would start it with"),
+    ],
+    ids=["mixed", "control-group", "stale", "by-hand", "other-config"],
+)
+def test_a_containerd_that_a_restart_would_harm_is_not_restarted(
+    node: FakeNode, payload: Payload, unit: dict[str, Any], pods: bool, why: str
+) -> None:
+    node.systemd.unit = dataclasses.replace(node.systemd.unit, **unit)
+    node.containerd.sandboxes = [("web", "runc")] if pods else []
+    with pytest.raises(RefusedError, match=why):
+        install(node.host, payload, SETTINGS, _ignore)
+    assert node.config.read_text() == KUBEADM
+    assert node.containerd.restarts == 0
 
 
 def test_a_configuration_that_cannot_be_edited_is_refused_before_anything_of_it_is_written(
