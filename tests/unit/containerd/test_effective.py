@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flox_node.containerd.config import schema
-from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.editor import Handler, register
 from flox_node.containerd.config.effective import Effective, MapReader, glob, load
 from flox_node.containerd.config.placement import PlacedEdit, place, prove, withdraw
 from flox_node.containerd.config.version import ContainerdVersion
@@ -291,6 +291,35 @@ def test_a_file_of_ours_that_would_hide_the_root_once_a_neighbours_goes_is_refus
     beside = next(edit for edit in place(found, found.reader, handler) if edit.path != ROOT)
     with pytest.raises(RefusedError, match=f"would be lost as soon as {beside.path} goes away"):
         prove(found, found, handler, (replace(beside, path=DROP, before=None),))
+
+
+def test_a_table_that_would_hide_the_root_once_all_neighbours_are_gone_is_refused() -> None:
+    """Two files of schema 3 over a root of schema 2: as long as one of them is there, the newer id hides nothing."""
+    neighbours = {name: "version = 3\n" + runtime(RUNTIME, name) for name in ("drop", "other")}
+    found = effective("2.1.9", root=ROOT_2, **neighbours)
+    patch = register(ROOT_2.encode(), Handler(), version("2.1.9"), context=found.cri, plugin=RUNTIME)
+    mine = PlacedEdit(ROOT, ROOT_2.encode(), patch.result, "in-place", patch)
+    with pytest.raises(RefusedError, match=r"as soon as \S+/10-y\.toml and \S+/99-x\.toml go away"):
+        prove(found, found, Handler(), (mine,))
+
+
+@pytest.mark.parametrize("containerd", ["2.0.11", "2.1.9", "2.2.7"])
+def test_what_was_placed_between_neighbours_of_another_schema_stays_where_it_is(containerd: str) -> None:
+    """NVIDIA's toolkit writes a dump with its own default and a copy of ours, then another file of schema 3 comes."""
+    (ours,) = edits(containerd, {ROOT: ROOT_2})
+    assert ours.after is not None
+    dump = (
+        f'version = 3\n[plugins."{RUNTIME}".containerd]\ndefault_runtime_name = "nvidia"\n'
+        + runtime(RUNTIME, "runc", "SystemdCgroup = true")
+        + runtime(RUNTIME, "nvidia", 'BinaryName = "/usr/bin/nvidia-container-runtime"')
+        + runtime(RUNTIME, "flox", f'BinaryName = "{Handler().binary_name}"\nSystemdCgroup = true')
+    )
+    files = {ROOT: ROOT_2, ours.path: ours.after.decode(), DROP: dump}
+    files["/etc/containerd/conf.d/60-other.toml"] = "version = 3\n" + runtime(RUNTIME, "kata")
+    placed = edits(containerd, files)
+    assert [(edit.path, edit.patch.plugin_id) for edit in placed] == [(ours.path, GRPC), (DROP, RUNTIME)]
+    files |= {edit.path: (edit.after or b"").decode() for edit in placed}
+    assert [edit.path for edit in edits(containerd, files) if edit.changed] == []
 
 
 @pytest.mark.parametrize("containerd", ["1.7.24", "2.1.9", "2.4.0"])

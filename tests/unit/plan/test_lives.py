@@ -289,6 +289,9 @@ class Life(RuleBasedStateMachine):
         said = status(self.node.host, SETTINGS)
         assert said.drift == ()
         assert said.handler_live
+        after, restarts = self._tree(self.node.root), self.node.containerd.restarts
+        install(self.node.host, self.payload, SETTINGS, lambda _: None)
+        assert (self._tree(self.node.root), self.node.containerd.restarts) == (after, restarts), "not idempotent"
 
     def _uninstall(self) -> None:
         if not self._others_are_well():

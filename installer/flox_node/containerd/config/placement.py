@@ -217,8 +217,8 @@ def _meaning(source: bytes, effective: Effective) -> dict[str, Any] | None:
 def prove(effective: Effective, bare: Effective, handler: Handler, edits: tuple[PlacedEdit, ...]) -> None:
     """Load the configuration with the edits in it: the handler must be there, everything else as it is without us.
 
-    And so it must stay when another file goes away: a neighbour that leaves may not take its own settings back and find
-    that ours hide those of the root.
+    And so it must stay when another file goes away, or all of them: a neighbour that leaves may not take its own
+    settings back and find that ours hide those of the root.
 
     Raises:
         RefusedError: what would be otherwise.
@@ -245,14 +245,17 @@ def prove(effective: Effective, bare: Effective, handler: Handler, edits: tuple[
             "Registering the handler would change other settings of this containerd.",
             remedy="Please report these files; nothing was written.",
         )
-    for file in bare.files[1:]:
-        alone = load(root, MapReader({file.path: None}, bare.reader), containerd)
-        with_us = load(root, MapReader({file.path: None}, after.reader), containerd)
+    others = tuple(file.path for file in bare.files[1:])
+    for gone in filter(None, dict.fromkeys([*((path,) for path in others), others])):
+        hidden: dict[str, bytes | None] = dict.fromkeys(gone)
+        alone = load(root, MapReader(hidden, bare.reader), containerd)
+        with_us = load(root, MapReader(hidden, after.reader), containerd)
         if alone.cri is None or alone.cri.state != "ok":
             continue  # they need that file
         if with_us.cri is None or not with_us.cri.same_handlers_but(alone.cri, handler.name):
             raise RefusedError(
-                f"With the handler, other settings of this containerd would be lost as soon as {file.path} goes away.",
+                "With the handler, other settings of this containerd would be lost as soon as "
+                f"{' and '.join(gone)} {'goes' if len(gone) == 1 else 'go'} away.",
                 remedy="Give all files of the configuration the schema of the root file; "
                 "`flox-node containerd explain` shows them.",
             )
