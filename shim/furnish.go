@@ -37,14 +37,15 @@ func furnish(
 		warnings = append(warnings, "there is no checkout at "+checkout.Folder+": "+err.Error())
 		environment.Cache = plainCache
 	}
-	if err != nil || config.ReadOnly || rules.CacheFolder == "memory" {
+	// The checkout of a mutable container is on disk, and can be written with a read-only root, too.
+	if err != nil || config.ReadOnly && !mutable || rules.CacheFolder == "memory" {
 		size := fmt.Sprintf("%.0fm", max(rules.CacheMiB, 1))
 		err = config.AddMount(spec.Tmpfs(environment.Cache, size, spec.User{}, os.ModeSticky|0o777))
 		if err != nil {
 			return err
 		}
 	}
-	if rules.Userland != "off" {
+	if rules.Userland != "off" || mutable { // Flox and Nix need /bin/sh, /etc/passwd and /tmp
 		container := userland.Container{
 			Root: root, Config: config, Tools: userland.Package(), Bash: environment.Bash(),
 		}

@@ -72,7 +72,13 @@ def make_store(nix: Path, scratch: Path) -> None:
             f'{shell}echo "hello from $FLOX_ENV: $*"; echo "pid $$ $GREETING $HOOKED"\n',
         )
         place(f"{environment}/manifest.lock").write_text(
-            json.dumps({"manifest": {"vars": {"GREETING": "good morning"}}})
+            json.dumps(
+                {
+                    "lockfile-version": 1,
+                    "manifest": {"version": 1, "vars": {"GREETING": "good morning"}},
+                    "packages": [],
+                }
+            )
         )
         hook = place(f"{environment}/activate.d/hook-on-activate")
         hook.parent.mkdir(exist_ok=True)

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.bed import store
-from tests.bed.environment import BUSYBOX, ENVIRONMENT, OTHERS, script, store_path
+from tests.bed import releases, store
+from tests.bed.environment import (
+    ACTIVATIONS,
+    BUSYBOX,
+    ENVIRONMENT,
+    INTERPRETER,
+    LINK,
+    OTHERS,
+    ROOT,
+    SINGLE,
+    script,
+    store_path,
+)
 from tests.conftest import FULL
 from tests.containerd.test_shim_runc import (
     Node,
@@ -18,81 +30,177 @@ from tests.containerd.test_shim_runc import (
 )
 
 FLOX = store_path("m", "flox-1.14.1")
-NAR_HASH = "0" * 64
+DOUBLE = ROOT / "tests/doubles/flox/flox.py"
 
-# What the node's database says is made up; what goes into the container's is real.
+# What the node's database says is known before; what goes into the container's is real Nix.
 NIX_STORE = """#!/bin/sh
 case $1 in
---dump-db) shift; for path; do printf '%s\\n{hash}\\n96\\n\\n0\\n' "$path"; done ;;
+--dump-db) shift; for path; do cat "{registered}/${{path##*/}}"; done ;;
 *) exec unshare --mount sh -c 'mkdir -p /nix; mount --bind {base}/nix /nix; exec {program} "$@"' nix-store "$@" ;;
 esac
 """
 
 
-def closure_of(base: store.Store) -> list[str]:
-    query = f"exec {base.nix_store} --query --requisites {base.paths['nix']}"
-    command = f"mkdir -p /nix; mount --bind {base.root}/nix /nix; {query}"
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", command], capture_output=True, text=True, check=True)
-    return done.stdout.split()
+def in_store(base: store.Store, *arguments: str) -> str:
+    command = f'mkdir -p /nix; mount --bind {base.root}/nix /nix; exec {base.nix_store} "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command, "nix-store", *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def payload(built: Node) -> Node:  # noqa: F811
-    """The payload's Nix, and a Flox CLI that says how it was called."""
+    """The payload's Nix and busybox, and the double of the Flox CLI."""
     base = store.base()
-    needed = closure_of(base)
+    tools = [base.paths[name] for name in ("nix", "python3", "git", "busybox")]
+    needed = in_store(base, "--query", "--requisites", *tools).split()
+    current, registered = built.path("/opt/flox-node/current"), built.path("/registered")
+    registered.mkdir()
+    references = {}
     for path in needed:
         arguments = [f"{base.root}{path}", str(built.path(path))]
         if subprocess.run(["cp", "-al", *arguments], check=False).returncode:  # another file system
             subprocess.run(["cp", "-a", *arguments], check=True)
-    script(
-        built.path(f"{FLOX}/bin/flox"),
-        f"#!{BUSYBOX}/bin/busybox sh\necho flox $* in $PWD; exec {base.nix_store} --version\n",
-    )
-    current = built.path("/opt/flox-node/current")
-    script(current / "bin/nix-store", NIX_STORE.format(hash=NAR_HASH, base=base.root, program=base.nix_store))
-    paths = [{"path": path, "references": []} for path in needed]
-    paths.append({"path": FLOX, "references": needed})
+        dump = in_store(base, "--dump-db", path)
+        (registered / Path(path).name).write_text(dump)
+        references[path] = dump.splitlines()[5:]
+    make_flox(built.path(FLOX), base)
+    references |= {FLOX: tools, ENVIRONMENT: [BUSYBOX, ACTIVATIONS, INTERPRETER, SINGLE, LINK]}
+    for path in (ENVIRONMENT, BUSYBOX, ACTIVATIONS, INTERPRETER, SINGLE, LINK, FLOX):
+        of = references.get(path, [])
+        lines = [path, "0" * 64, "96", "", str(len(of)), *of]
+        (registered / Path(path).name).write_text("".join(f"{line}\n" for line in lines))
+    script(current / "bin/nix-store", NIX_STORE.format(registered=registered, base=base.root, program=base.nix_store))
+    (current / "bin/busybox").symlink_to(f"{base.paths['busybox']}/bin/busybox")
+    paths = [{"path": path, "references": of} for path, of in references.items()]
     entry_points = {"flox": f"{FLOX}/bin/flox", "nix-store": base.nix_store}
     (current / "manifest.json").write_text(json.dumps({"entry_points": entry_points, "store_paths": paths}))
     return built
+
+
+def make_flox(folder: Path, base: store.Store) -> None:
+    """The CLI's package. What its environments are made of is in this container's own."""
+    programs = {name: f"{base.paths[name]}/bin" for name in ("nix", "git")}
+    programs |= {"busybox": base.paths["busybox"], "activations": ACTIVATIONS}
+    (folder / "share").mkdir(parents=True)
+    (folder / "share/flox-double.json").write_text(json.dumps(programs))
+    script(folder / "libexec/flox.py", DOUBLE.read_text())
+    python = f"{base.paths['python3']}/bin/python3"
+    script(
+        folder / "bin/flox",
+        f'#!{base.paths["busybox"]}/bin/sh\nexec {python} -IBS {FLOX}/libexec/flox.py "$@"\n',
+    )
 
 
 def seen(folder: Path) -> set[str]:
     return {f"{path}:{path.lstat().st_mtime_ns}" for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize(
-    ("uid", "read_only"),
-    [(0, False), (1000, True), *((0, True), (1000, False)) * FULL],
-    ids=lambda value: str(value),
+# As a user and as GitLab's runner would: a program of the environment's own, installed and gone again.
+ADD = (
+    "mkdir -p /nix/var/flox-node/data/new/bin; cd /nix/var/flox-node/data; printf '%s\\n' '#!/bin/sh' 'echo good day' "
+    ">new/bin/greet; chmod 755 new/bin/greet; nix-store --add new"
 )
+COMBINATIONS = [(0, False), (1000, True), *((0, True), (1000, False)) * FULL]
+
+
+class Run:
+    """A mutable container that waits, and commands in it as `kubectl exec` runs them."""
+
+    def __init__(self, node: Node, uid: int, *, read_only: bool = False, **process: Any) -> None:  # noqa: F811
+        self._uid = uid
+        user = {"uid": uid, "gid": uid}
+        self.container = node.pod("sleep", "600", flox={"nix_mutable": "true"}, user=user, **process)
+        terminals = {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["newinstance", "ptmxmode=0666"],
+        }
+        mounts = [*self.container.config["mounts"], terminals]  # containerd gives them to every container
+        node.edit(self.container, root={"path": "rootfs", "readonly": read_only}, mounts=mounts)
+        self.rootfs = self.container.bundle / "rootfs"
+
+    def start(self) -> Run:
+        self.container.run()
+        try:
+            self.container.enter()
+        finally:
+            print((self.container.bundle / "stderr").read_text(), self.container.output)
+        return self
+
+    def __call__(self, command: str) -> str:
+        status, output, _ = self.container.exec("sh", "-c", f"{{ {command}; }} 2>&1", uid=self._uid)
+        assert status == 0, output
+        return output
+
+
+@pytest.mark.parametrize(("uid", "read_only"), COMBINATIONS)
 def test_packages_come_into_the_containers_own_store(
     payload: Node,
     node: Node,  # noqa: F811
     uid: int,
     read_only: bool,
 ) -> None:
-    base = store.base()
     before = seen(node.path("/nix/store"))
-    script_text = (
-        f"export PATH=$PATH:{base.paths['nix']}/bin; flox list; echo text >$HOME/added; "
-        "path=$(nix-store --add $HOME/added) && "
-        f"cat $path && nix-store --check-validity $path {ENVIRONMENT} {FLOX} && echo valid; "
-        "nix-store --gc >/dev/null 2>&1; test -e $path || echo collected; hello still; "
-        f"touch {ENVIRONMENT}/x || echo closed; ls -d {OTHERS} || echo unseen; "
-        "cat /.flox/env.json; echo; touch /.flox/env/x && echo editable; echo $FLOX_ENV"
-    )
-    container = node.pod("sh", "-c", script_text, flox={"nix_mutable": "true"}, user={"uid": uid, "gid": uid})
-    node.edit(container, root={"path": "rootfs", "readonly": read_only})
-    lines = container.run().wait().splitlines()
+    run = Run(node, uid, read_only=read_only).start()
+    path = run(ADD).strip()
+    assert run(f"nix-store --check-validity {path} {ENVIRONMENT} {FLOX} && echo valid") == "valid\n"
     link = "/.flox/run/x86_64-linux.hello-run"
-    assert lines[0] == "flox list in /"
-    assert lines[2:5] == ["text", "valid", "collected"]
-    assert f"hello from {link}: still" in lines
-    assert [line for line in lines if line in ("closed", "unseen", "editable")] == ["closed", "unseen", "editable"]
-    assert lines[-1] == link
+    assert run("echo $FLOX_ENV") == f"{link}\n"
+    assert "No packages are installed for your current system" in run("cd /proc; flox list")
+    assert run(f"cd /proc; flox install -i greet {path}") == "✔ 'greet' installed to environment 'hello'\n"
+    assert run("greet") == "good day\n", "on the PATH of every later exec"
+    assert run("flox list") == f"greet: {path}\n"
+    assert f'greet.store-path = "{path}"' in run("flox list -c")
+    run("flox list -c >/nix/var/flox-node/data/m; printf '[hook]\\n' >>/nix/var/flox-node/data/m")
+    assert run("flox edit -f /nix/var/flox-node/data/m") == "✔ Environment successfully updated.\n"
+    assert run("flox uninstall greet") == "━ 'greet' uninstalled from environment 'hello'\n"
+    assert "not found" in run("greet || true")
+    assert "api/v1/catalog/resolve" in run("flox install curl || true")
+    run("nix-store --gc")
+    assert run(f"test -e {path} || echo collected") == "collected\n"
+    for root in ("cli", "nix", "environment"):
+        run(f"nix-store --check-validity $(readlink /nix/var/nix/gcroots/flox-node/{root})")
+    assert "Read-only file system" in run(f"touch {ENVIRONMENT}/x || true")
+    assert "No such file" in run(f"ls -d {OTHERS} || true")
     assert seen(node.path("/nix/store")) == before, "the host's store"
+
+
+@pytest.mark.parametrize(("uid", "read_only"), COMBINATIONS)
+def test_an_image_with_files_and_users_of_its_own_needs_no_home_and_no_tmp(
+    payload: Node,
+    node: Node,  # noqa: F811
+    uid: int,
+    read_only: bool,
+) -> None:
+    run = Run(node, uid, read_only=read_only)
+    (run.rootfs / "etc").mkdir()
+    (run.rootfs / "etc/passwd").write_text("daemon:x:1:1::/nowhere:/bin/false\n")
+    (run.rootfs / "tmp").mkdir(mode=0o555)
+    run.start()
+    path = run(ADD).strip()
+    assert "installed" in run(f"flox install -i greet {path}")
+    assert run("greet") == "good day\n"
+
+
+def test_it_has_what_flox_needs_whatever_the_policy_says_and_asks_the_policys_hub_and_caches(
+    payload: Node,
+    node: Node,  # noqa: F811
+) -> None:
+    node.policy(
+        inner_runtime=str(releases.runc()),
+        pods={"userland": "off", "cache_folder": "memory"},
+        floxhub={"git_url": "http://127.0.0.1:9/git"},
+        nix={"substituters": ["http://127.0.0.1:9/cache"], "extra_trusted_public_keys": ["mine-1:AAAA"]},
+    )
+    run = Run(node, 0).start()
+    assert "(http://127.0.0.1:9/api/v1/catalog/resolve)" in run("flox install curl || true")
+    settings = run('printf "%s" "$NIX_CONFIG"')
+    assert "substituters = http://127.0.0.1:9/cache\n" in settings
+    assert settings.endswith(" mine-1:AAAA")
+    assert "installed" in run(f"flox install -i greet $({ADD})")
 
 
 def test_a_policy_may_forbid_it(payload: Node, node: Node) -> None:  # noqa: F811

@@ -117,11 +117,12 @@ class Container:
             time.sleep(0.01)
         return self
 
-    def exec(self, *args: str, env: list[str] | None = None) -> tuple[int, str, dict[str, Any]]:
+    def exec(self, *args: str, env: list[str] | None = None, uid: int = 0) -> tuple[int, str, dict[str, Any]]:
         """Execute a command as containerd does: with the environment of the configuration that *it* knows."""
         process_file = self.node.dir / f"process-{uuid.uuid4().hex}"
         configured = ["PATH=/usr/bin:/bin", "CONFIGURED=1", "GREETING=from the pod", "FLOX_ENV_CACHE=/stale"]
-        process = {"user": {"uid": 0, "gid": 0}, "args": list(args), "env": configured + (env or []), "cwd": "/"}
+        user = {"uid": uid, "gid": uid}
+        process = {"user": user, "args": list(args), "env": configured + (env or []), "cwd": "/"}
         process_file.write_text(json.dumps(process))
         process_file.chmod(0o600)
         before = len(self.output)

@@ -232,7 +232,10 @@ def test_the_checkout_is_what_flox_pull_leaves(pods: Node) -> None:
     container.run().wait()
     checkout = container.bundle / "rootfs/.flox"
     assert json.loads((checkout / "env.json").read_text()) == {"name": "hello", "version": 1}
-    assert tomllib.loads((checkout / "env/manifest.toml").read_text()) == {"vars": {"GREETING": "good morning"}}
+    assert tomllib.loads((checkout / "env/manifest.toml").read_text()) == {
+        "version": 1,
+        "vars": {"GREETING": "good morning"},
+    }
     assert (checkout / "env/manifest.lock").readlink() == Path(f"{ENVIRONMENT}/manifest.lock")
     links = sorted(path.name for path in (checkout / "run").iterdir())
     assert links == ["x86_64-linux.hello-run", "x86_64-linux.hello.run"]

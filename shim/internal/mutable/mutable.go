@@ -19,9 +19,11 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
+	"flox.dev/flox-node/shim/internal/activation"
 	"flox.dev/flox-node/shim/internal/checkout"
 	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/records"
@@ -31,13 +33,15 @@ import (
 
 const (
 	maxManifest = 16 << 20
+	maxUsers    = 1 << 20
 	deadline    = 30 * time.Second
 )
 
-// Tools is the payload's Flox CLI.
+// Tools is the payload's Flox CLI, and its Nix.
 type Tools struct {
 	CLI     string   // the program's folder, /nix/store/...-flox/bin
-	Closure []string // names below /nix/store of what it needs
+	Nix     string   // the folder of nix-store and the others
+	Closure []string // names below /nix/store of what they need
 }
 
 // FindTools reads from the payload's manifest what the CLI needs.
@@ -74,7 +78,8 @@ func readTools(manifest []byte) (Tools, error) {
 		return Tools{}, errors.New("the payload names no Flox CLI")
 	}
 	needed := map[string]bool{}
-	for todo := []string{storePath(flox), storePath(payload.EntryPoints["nix-store"])}; len(todo) > 0; {
+	nix := payload.EntryPoints["nix-store"]
+	for todo := []string{storePath(flox), storePath(nix)}; len(todo) > 0; {
 		next := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		if !needed[next] {
@@ -85,7 +90,7 @@ func readTools(manifest []byte) (Tools, error) {
 			todo = append(todo, references[next]...)
 		}
 	}
-	tools := Tools{CLI: path.Dir(flox)}
+	tools := Tools{CLI: path.Dir(flox), Nix: path.Dir(nix)}
 	for each := range needed {
 		tools.Closure = append(tools.Closure, path.Base(each))
 	}
@@ -124,8 +129,15 @@ func (c Container) Add() ([]string, error) {
 	if err := c.register(shown); err != nil {
 		return nil, err
 	}
-	for name, target := range map[string]string{"cli": storePath(c.Tools.CLI), "environment": c.Resolution.StorePath} {
+	for name, target := range map[string]string{
+		"cli": storePath(c.Tools.CLI), "nix": storePath(c.Tools.Nix), "environment": c.Resolution.StorePath,
+	} {
 		if err := c.Root.Link("/nix/var/nix/gcroots/flox-node/"+name, target); err != nil {
+			return nil, err
+		}
+	}
+	for _, kind := range append(kinds, "builds", "home") {
+		if err := c.Root.Folder(folderOf(kind), 0o700); err != nil {
 			return nil, err
 		}
 	}
@@ -202,27 +214,54 @@ func (c Container) give() error {
 	return nil
 }
 
+// kinds are the folders of their own that Flox and Nix ask for.
+var kinds = []string{"cache", "config", "data", "state"}
+
+// folderOf gives a folder in the container for what Flox and Nix keep: not every image has a home, or a /tmp, that can be
+// written.
+func folderOf(kind string) string { return path.Join("/nix/var/flox-node", kind) }
+
 // Environment is what the Flox CLI needs in the container, beside what the pod says: the node's hub, binary caches and
 // keys. No secret is among them.
 func (c Container) Environment(searchPath string, policy node.Policy) []string {
 	nix := policy.Nix
 	env := []string{
-		"PATH=" + searchPath + ":" + c.Tools.CLI,
+		"PATH=" + strings.Join([]string{searchPath, c.Tools.CLI, c.Tools.Nix}, ":"),
 		"FLOX_DISABLE_METRICS=true", "_FLOX_DISABLE_KEYRING=1", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS=true",
 		"NIX_CONFIG=" + strings.Join([]string{
-			"build-users-group =", "sandbox = false",
+			"build-users-group =", "sandbox = false", "build-dir = " + folderOf("builds"),
 			"substituters = " + strings.Join(slices.Concat(nix.ExtraSubstituters, nix.Substituters), " "),
 			"trusted-public-keys = " + strings.Join(slices.Concat(nix.TrustedKeys, nix.ExtraTrustedKeys), " "),
 		}, "\n"),
 	}
-	for name, address := range map[string]string{
-		"FLOX_FLOXHUB_URL": policy.FloxHub.URL, "FLOX_CATALOG_URL": policy.FloxHub.APIURL,
-	} {
-		if address != "" {
-			env = append(env, name+"="+address)
+	for _, kind := range kinds {
+		folder, name := folderOf(kind), strings.ToUpper(kind)
+		env = append(env, "FLOX_"+name+"_DIR="+folder, "NIX_"+name+"_HOME="+folder)
+	}
+	if !c.named() {
+		// Flox asks for a name, and Nix for a home that belongs to who runs.
+		for variable, value := range map[string]string{"USER": "user", "HOME": folderOf("home")} {
+			if !activation.Has(c.Config.Process.Env, variable) {
+				env = append(env, variable+"="+value)
+			}
 		}
 	}
-	return env
+	return append(env, policy.HubVariables()...)
+}
+
+// named says that the container's /etc/passwd knows who runs.
+func (c Container) named() bool {
+	users, err := c.Root.Read("/etc/passwd", maxUsers)
+	if err != nil {
+		return false
+	}
+	for _, line := range strings.Split(string(users), "\n") {
+		fields := strings.Split(line, ":")
+		if len(fields) > 2 && fields[2] == strconv.Itoa(c.Config.Process.User.UID) {
+			return true
+		}
+	}
+	return false
 }
 
 func union(lists ...[]string) []string {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -83,6 +84,24 @@ func TestGitFollowsFromTheHub(t *testing.T) {
 	} {
 		if policy, err := policyOf(t, content); err != nil || policy.GitURL() != wanted {
 			t.Errorf("%s: %s, %v", content, policy.GitURL(), err)
+		}
+	}
+}
+
+func TestAFloxCLIIsToldOfOneHub(t *testing.T) {
+	for content, wanted := range map[string]string{
+		"": "FLOX_FLOXHUB_URL=https://hub.flox.dev FLOX_CATALOG_URL=https://api.flox.dev",
+		`{"floxhub":{"url":"http://hub.example.com:8080/"}}`: "FLOX_FLOXHUB_URL=http://hub.example.com:8080 " +
+			"FLOX_CATALOG_URL=http://hub.example.com:8080",
+		`{"floxhub":{"git_url":"https://git.example.com/git"}}`: "FLOX_FLOXHUB_URL=https://git.example.com " +
+			"FLOX_CATALOG_URL=https://git.example.com",
+		`{"floxhub":{"url":"https://a.com","git_url":"https://b.com/g","api_url":"https://c.com"}}`: "FLOX_FLOXHUB_URL=https://a.com " +
+			"FLOX_CATALOG_URL=https://c.com _FLOX_FLOXHUB_GIT_URL=https://b.com/g",
+		`{"floxhub":{"git_url":"https://b.com/g"}}`: "FLOX_FLOXHUB_URL=https://b.com/g FLOX_CATALOG_URL=https://b.com/g " +
+			"_FLOX_FLOXHUB_GIT_URL=https://b.com/g",
+	} {
+		if policy, err := policyOf(t, content); err != nil || strings.Join(policy.HubVariables(), " ") != wanted {
+			t.Errorf("%s: %s, %v", content, policy.HubVariables(), err)
 		}
 	}
 }

@@ -208,21 +208,46 @@ func matchesAny(patterns []string, name string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool { return Matches(pattern, name) })
 }
 
-// GitURL is where the hub's repositories are. It follows from the hub: flox.dev's own hubs answer at api.<the rest>/git,
-// any other one at <hub>/git.
+// GitURL is where the hub's repositories are.
 func (p Policy) GitURL() string {
 	if p.FloxHub.GitURL != "" {
 		return strings.TrimRight(p.FloxHub.GitURL, "/")
 	}
-	hub := strings.TrimRight(p.FloxHub.URL, "/")
-	if hub == "" {
-		hub = "https://hub.flox.dev"
+	return apiOf(p.hubURL()) + "/git"
+}
+
+// HubVariables tell a Flox CLI of the hub: with only another git address that host is the hub, so that no token of a pod
+// goes to flox.dev. They are those of the Python side (installer/flox_node/environments/flox_cli.py).
+func (p Policy) HubVariables() []string {
+	hub := p.hubURL()
+	if git := strings.TrimRight(p.FloxHub.GitURL, "/"); p.FloxHub.URL == "" && git != "" && git != "https://api.flox.dev/git" {
+		hub = strings.TrimSuffix(git, "/git")
 	}
+	api := p.FloxHub.APIURL
+	if api == "" {
+		api = apiOf(hub)
+	}
+	variables := []string{"FLOX_FLOXHUB_URL=" + hub, "FLOX_CATALOG_URL=" + api}
+	if git := p.GitURL(); git != apiOf(hub)+"/git" {
+		variables = append(variables, "_FLOX_FLOXHUB_GIT_URL="+git)
+	}
+	return variables
+}
+
+func (p Policy) hubURL() string {
+	if p.FloxHub.URL == "" {
+		return "https://hub.flox.dev"
+	}
+	return strings.TrimRight(p.FloxHub.URL, "/")
+}
+
+// apiOf gives the address of a hub's API: flox.dev's own hubs answer at api.<the rest>, any other one does so itself.
+func apiOf(hub string) string {
 	scheme, host, _ := strings.Cut(hub, "://")
 	if rest, found := strings.CutPrefix(host, "hub."); found && (rest == "flox.dev" || strings.HasSuffix(rest, ".flox.dev")) {
-		return scheme + "://api." + rest + "/git"
+		return scheme + "://api." + rest
 	}
-	return hub + "/git"
+	return hub
 }
 
 // Deadline is how long a sandbox waits for its environment.

@@ -3,6 +3,7 @@ package rootfs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -85,6 +86,32 @@ func (r *Root) place(name string) (resolved string, found bool, err error) {
 		}
 	}
 	return resolved, found, err
+}
+
+// Read gives the content of a regular file that is not larger than limit bytes.
+func (r *Root) Read(name string, limit int64) ([]byte, error) {
+	resolved, _, err := r.Resolve(name)
+	if err != nil {
+		return nil, err
+	}
+	above, err := r.walk(path.Dir(resolved), false)
+	if err != nil {
+		return nil, err
+	}
+	defer above.Close()
+	file, err := open(above, path.Base(resolved), syscall.O_NONBLOCK) // it may be a pipe
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("%s is no file, or larger than %d bytes", name, limit)
+	}
+	return io.ReadAll(io.LimitReader(file, limit))
 }
 
 // Names lists a folder; nothing when there is none.

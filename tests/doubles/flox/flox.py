@@ -1,4 +1,5 @@
-"""A double of the Flox CLI 1.14.1: the published contract of `flox pull`, with real git, real Nix, real environments.
+"""A double of the Flox CLI 1.14.1: the published contract of `flox pull`, with real git, real Nix, real environments,
+and of `install`, `uninstall`, `edit -f` and `list` in a checkout, for store paths (what has a name asks the catalog).
 
 It clones the floxmeta repository from the hub, realises the locked packages through Nix' own substituters, and builds
 the environment as a derivation: store paths, links, roots and closures are those of a real store. What no cache has it
@@ -47,6 +48,7 @@ BUILT = Path("/run/flox-double.built-from-source")  # what it tried to build: a 
 NIXPKGS = "https://github.com/flox/nixpkgs"
 FAULT_FILE = Path("/run/flox-double.fault")
 MACHINE = f"{os.uname().machine}-linux"
+CHANGES = ("install", "uninstall", "edit", "list")
 
 ENVIRONMENT = r"""
 { parameters }:
@@ -193,12 +195,14 @@ def main() -> None:
         print(VERSION)
         return
     set_user()
-    if arguments[:1] != ["pull"]:
-        fail(f"this double of Flox knows `pull` and `--version`, not {arguments!r}")
-    options = parse_pull(arguments[1:])
     os.umask(0o022)
     try:
-        pull(**options)
+        if arguments[:1] == ["pull"]:
+            pull(**parse_pull(arguments[1:]))
+        elif arguments[:1] and arguments[0] in CHANGES:
+            change(arguments[0], arguments[1:])
+        else:
+            fail(f"this double of Flox knows `pull`, {', '.join(CHANGES)} and `--version`, not {arguments!r}")
     except FailedError as error:
         fail(str(error))
 
@@ -328,6 +332,127 @@ def pull(*, copy: bool, force: bool, folder: Path, generation: int | None, refer
         sys.stderr.write(f"⚡︎ Pulled {reference} from {base}\n")
 
 
+def change(command: str, arguments: list[str]) -> None:
+    """A command for a checkout: that of `-d`, else the active environment's, else that of the current folder."""
+    words, options = [], {"-d": "", "-i": "", "-f": ""}
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if word in options:
+            options[word] = queue.pop(0) if queue else fail(f"expected an argument after `{word}`")
+        else:
+            words.append(word)
+    dot_flox = checkout(options["-d"])
+    directory("FLOX_DATA_DIR", "XDG_DATA_HOME", ".local/share")
+    name = json.loads((dot_flox / "env.json").read_text())["name"]
+    lock = check_lock((dot_flox / "env/manifest.lock").read_text())
+    toml = (dot_flox / "env/manifest.toml").read_text()
+    if command == "list":
+        show(toml, lock, config="-c" in words)
+        return
+    if command == "edit":
+        changed = Path(options["-f"]).read_text()
+        if changed == toml:
+            sys.stderr.write("! No changes made to environment.\n")
+            return
+    elif command == "install":
+        wanted = {options["-i"] or re.sub(r"-\d.*", "", path.partition("-")[2]) or path: path for path in words}
+        known = tomllib.loads(toml).get("install", {})
+        for package in [package for package in wanted if package in known]:
+            sys.stderr.write(f"! Package with id '{package}' already installed to environment '{name}'\n")
+            del wanted[package]
+        if not wanted:
+            return
+        changed = with_packages(toml, wanted)
+    else:
+        for word in words:
+            if word not in tomllib.loads(toml).get("install", {}):
+                raise FailedError(f"couldn't uninstall '{word}', wasn't previously installed")
+        changed = "\n".join(line for line in toml.split("\n") if re.split(r"[ .=]", line)[0] not in words)
+    replace(dot_flox, name, changed, locked_anew(lock, changed))
+    if command == "edit":
+        sys.stderr.write("✔ Environment successfully updated.\n")
+    for word in wanted if command == "install" else words if command == "uninstall" else ():
+        done = "✔ '{}' installed to" if command == "install" else "━ '{}' uninstalled from"
+        sys.stderr.write(f"{done.format(word)} environment '{name}'\n")
+
+
+def checkout(named: str) -> Path:
+    """The checkout's `.flox`, if it is whole."""
+    active = json.loads(os.environ.get("_FLOX_ACTIVE_ENVIRONMENTS") or "[]")
+    # A folder that only looks like one stops every command in it.
+    here = Path(named or ".").absolute() / ".flox"
+    if here.exists() and not (here / "env.json").exists():
+        raise FailedError(
+            f"Found a '.flox' directory at \"{here}\", but it is not a valid flox environment: "
+            f"unable to locate an 'env.json' in it."
+        )
+    if not named and active:
+        return Path(active[0]["environment"]["path"])
+    if not here.exists():
+        raise FailedError("Did not find an active environment or an environment in the current directory.")
+    return here
+
+
+def show(toml: str, lock: dict[str, Any], *, config: bool) -> None:
+    """`flox list`, and with -c the manifest."""
+    mine = [package for package in lock["packages"] if package["system"] == MACHINE]
+    if config:
+        sys.stdout.write(toml)
+    elif not mine:
+        sys.stderr.write(
+            f"! No packages are installed for your current system ('{MACHINE}').\n\n"
+            "You can see the whole manifest with 'flox list --config'.\n"
+        )
+    for package in () if config else mine:
+        what = package.get("store_path") or f"{package['attr_path']} ({package['version']})"
+        print(f"{package['install_id']}: {what}")
+
+
+def with_packages(toml: str, wanted: dict[str, str]) -> str:
+    """The manifest with some packages more, by their ids."""
+    key = {package: "store-path" if path.startswith("/nix/store/") else "pkg-path" for package, path in wanted.items()}
+    lines = "".join(f'{package}.{key[package]} = "{path}"\n' for package, path in wanted.items())
+    if "[install]\n" in toml:
+        return toml.replace("[install]\n", f"[install]\n{lines}", 1)
+    return f"{toml}\n[install]\n{lines}"
+
+
+def locked_anew(lock: dict[str, Any], toml: str) -> str:
+    """The lock of a changed manifest; for a package with a name the catalog would be asked."""
+    try:
+        manifest = tomllib.loads(toml)
+    except tomllib.TOMLDecodeError as error:
+        raise FailedError(f"Failed to parse contents of manifest: {error}") from None
+    packages = []
+    for package, descriptor in manifest.get("install", {}).items():
+        known = [locked for locked in lock["packages"] if locked["install_id"] == package]
+        if lock["manifest"].get("install", {}).get(package) == descriptor:
+            packages += known
+        elif "store-path" in descriptor:
+            for system in manifest.get("options", {}).get("systems") or [MACHINE]:
+                taken = {"install_id": package, "store_path": descriptor["store-path"], "system": system}
+                packages.append({**taken, "priority": descriptor.get("priority", 5)})
+        else:
+            url = f"{(os.environ.get('FLOX_CATALOG_URL') or of_hub('')).rstrip('/')}/api/v1/catalog/resolve"
+            text = f"Communication Error: error sending request for url ({url})"
+            raise FailedError(f"catalog error: {text}")
+    return json.dumps({**lock, "manifest": manifest, "packages": packages})
+
+
+def replace(dot_flox: Path, name: str, toml: str, lock: str) -> None:
+    """Build the changed environment, and then take it for the old one."""
+    cache = directory("FLOX_CACHE_DIR", "XDG_CACHE_HOME", ".cache") / "process"
+    cache.mkdir(exist_ok=True)
+    new, old = Path(tempfile.mkdtemp(dir=cache)), dot_flox / ".env.old"
+    (new / "manifest.toml").write_text(toml)
+    (new / "manifest.lock").write_text(lock)
+    build(load_programs(), dot_flox, name, lock, os.environ.get("FLOX_FLOXHUB_TOKEN"))
+    (dot_flox / "env").rename(old)
+    shutil.move(new, dot_flox / "env")
+    shutil.rmtree(old)
+
+
 def check_lock(lock_text: str) -> dict[str, Any]:
     """The lock, if this Flox knows its form."""
     try:
@@ -383,6 +508,11 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str, t
     systems = lock["manifest"].get("options", {}).get("systems") or [MACHINE]
     if MACHINE not in systems:
         raise FailedError(f"This environment is not yet compatible with your system ({MACHINE}).")
+    if "sandbox = false" in os.environ.get("NIX_CONFIG", "") and not os.path.exists("/bin/sh"):
+        # The builder of one of its derivations.
+        raise FailedError(
+            "Failed to build environment:\n\nmanifest> error: executing '/bin/sh': No such file or directory"
+        )
     nix = Nix(programs["nix"])
     mine = [package for package in lock["packages"] if package["system"] == MACHINE]
     nix.realise_all(mine, lock["manifest"], token)
@@ -393,7 +523,7 @@ def build(programs: dict[str, str], dot_flox: Path, name: str, lock_text: str, t
     ]
     # The real one's closure holds it; a test payload may leave it to the binary cache.
     nix.substitute([programs["activations"]])
-    scratch = Path(tempfile.mkdtemp())
+    scratch = Path(tempfile.mkdtemp(dir=directory("FLOX_CACHE_DIR", "XDG_CACHE_HOME", ".cache")))
     parameters, expression = scratch / "parameters.json", scratch / "environment.nix"
     given = {
         "busybox": programs["busybox"],
