@@ -24,7 +24,7 @@ from flox_node.containerd.config.ours import shaped_by_us
 from flox_node.containerd.config.registration import Registration, from_json, to_json
 from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
 from flox_node.containerd.config.version import ContainerdVersion
-from flox_node.containerd.live import daemon, nodeadm_check, pending, proof, restart
+from flox_node.containerd.live import daemon, nodeadm_check, pending, proof, restart, sharing
 from flox_node.containerd.live.change import Change, make_live, missing_folders, write_all
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
@@ -87,7 +87,8 @@ class RegisterHandler(Action[HandlerGap]):
         edits = self._edits(host, running)
         paths = tuple(edit.path for edit in edits)
         if edits:
-            reason = f"{paths[0]} does not register the handler {self.handler}"
+            shared = [str(each) for each in sharing.find(host, running, paths)]
+            reason = "; ".join([f"{paths[0]} does not register the handler {self.handler}", *shared])
             return HandlerGap(reason, paths, running=running, edits=edits)
         if not self._is_live(running.status):
             reason = f"the running containerd does not serve the handler {self.handler}"

@@ -12,7 +12,7 @@ from flox_node.containerd.config import editor
 from flox_node.containerd.config.registration import Registration
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Daemon, Running
-from flox_node.host import Host, HostFiles
+from flox_node.host import Host, HostFiles, Processes
 from tests.unit.containerd.test_registration import REGISTRATIONS, Files
 
 RELEASES = (["flox.dev/environment"], ["flox.dev/a", "flox.dev/b"], ["flox.dev/*"])  # each writes another table
@@ -26,7 +26,7 @@ class Node:
         for path, data in files.items():
             (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
             (root / path.lstrip("/")).write_bytes(data)
-        self.host = Host(HostFiles(root), None, None)  # type: ignore[arg-type]
+        self.host = Host(HostFiles(root), Processes(root), None)  # type: ignore[arg-type]
         daemon = Daemon("/run/x.sock", 7, "/usr/bin/containerd", registration.config, "x.service", ())
         self.running = Running(daemon, CriStatus(release, {}, "runc", {}))
         self.action = RegisterHandler(

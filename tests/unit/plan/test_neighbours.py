@@ -180,6 +180,37 @@ def test_the_doctor_tells_what_a_restart_would_make_live(any_node: FakeNode, pay
     assert 'the handler "kata" is not served yet' in found()
 
 
+# Another containerd beside the kubelet's
+
+
+@pytest.mark.parametrize(
+    ("imports", "shared"), [("/etc/containerd/conf.d/*.toml", True), ("/var/snap/k8s/containerd/*.toml", False)]
+)
+def test_another_containerd_that_reads_what_we_write_is_named_by_plan_and_doctor(
+    tmp_path: Path, payload: Payload, imports: str, shared: bool
+) -> None:
+    """As with k8s-snap beside a node's own: https://github.com/canonical/k8s-snap/issues/1991"""
+    theirs = "/var/snap/k8s/containerd/config.toml"
+    with _node(tmp_path, "2.1.9", IMPORTS + KUBEADM) as node:
+        own = node.processes.socket_owner("/run/containerd/containerd.sock")
+        assert own is not None
+        other = dataclasses.replace(own, pid=77, exe="/snap/k8s/containerd", argv=("containerd", f"--config={theirs}"))
+        node.processes.others = [own, other]
+        (node.root / theirs[1:]).parent.mkdir(parents=True)
+        (node.root / theirs[1:]).write_text(f'version = 2\nimports = ["{imports}"]\n')
+
+        def told() -> tuple[str, str]:
+            step = preview(node.host, payload, SETTINGS).steps[-1]
+            doctor = {result.id: result.cause for result in examine(node.host, SETTINGS)}
+            return step.reason, doctor["shared-configuration"]
+
+        text = f"/{DROP_IN} is read by another containerd as well (pid 77, {theirs})"
+        missing = f"/{DROP_IN} does not register the handler flox"
+        assert told() == ((f"{missing}; {text}", text) if shared else (missing, ""))
+        install(node.host, payload, SETTINGS, _ignore)
+        assert told() == ("", text if shared else "")
+
+
 # Another containerd under our registration
 
 

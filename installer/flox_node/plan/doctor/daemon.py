@@ -10,10 +10,11 @@ from typing import Any
 
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Finding
-from flox_node.containerd.live import pending
+from flox_node.containerd.live import pending, sharing
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
 from flox_node.containerd.live.pending import Pending
+from flox_node.containerd.live.sharing import Sharing
 from flox_node.errors import FloxNodeError
 from flox_node.names import HANDLER, SHIM
 from flox_node.plan import heal
@@ -87,6 +88,19 @@ def _pending(node: Node) -> tuple[Pending, ...]:
 def decide_pending(found: tuple[Pending, ...]) -> Verdict:
     """What a restart of containerd, whoever does it, would bring beside what runs now."""
     return told([f"a restart would make live: {each}" for each in found[:5]], state=State.WARNING)
+
+
+def _shared(node: Node) -> tuple[Sharing, ...]:
+    running, files, handler = Running(node.daemon, node.status), node.host.files, Handler(HANDLER, SHIM)
+    edits = node.registration.withdrawals(files, running.version, handler)
+    if not edits:
+        edits = node.registration.edits(files, running.version, handler, adopt=node.settings.adopt)
+    return tuple(sharing.find(node.host, running, [edit.path for edit in edits]))
+
+
+def decide_shared(found: tuple[Sharing, ...]) -> Verdict:
+    """The other one serves the handler from its next start on, and nobody proves that it starts."""
+    return told([str(each) for each in found], state=State.WARNING)
 
 
 @dataclass(frozen=True)
@@ -275,6 +289,14 @@ CHECKS: tuple[Check[Any], ...] = (
         "flox-node does not restart it",
         _pending,
         decide_pending,
+    ),
+    Check(
+        "shared-configuration",
+        "no other containerd reads the files that the handler is registered in",
+        "give the other containerd files of its own (its `imports`): it takes the handler in at its next start, and "
+        "flox-node neither proves that start nor restarts it",
+        _shared,
+        decide_shared,
     ),
     Check(
         "handler-live",
