@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"flox.dev/flox-node/shim/internal/node"
+	"flox.dev/flox-node/shim/internal/pod"
 	"flox.dev/flox-node/shim/internal/records"
 	"flox.dev/flox-node/shim/internal/report"
 )
@@ -18,7 +20,7 @@ const maxTail = 16 << 10
 // How Flox ends when a hook did. It ends with 1, whatever the hook's own exit code was.
 var hookFailed = []string{"Running hook.on-activate failed", "hook.on-activate script did not complete normally"}
 
-// tellHook writes to the node's log why a container ended before its command: the failure of its environment's hook,
+// tellHook writes to the node's log, and for an event of the pod, why a container ended before its command: the failure of its environment's hook,
 // with the last line that it printed. It is found in the kubelet's log of the container, which goes with the pod.
 func tellHook(id string) {
 	container, err := records.Read[records.Container](node.ContainerRecord(id))
@@ -30,13 +32,20 @@ func tellHook(id string) {
 		return
 	}
 	tail := lastLog(node.ContainerLogs(container.Namespace, container.Pod, record.UID, container.Name))
-	if line, found := hookFailure(tail); found {
-		report.Log(report.Event{
-			Level: "error", Event: "hook", Container: id, Sandbox: container.SandboxID, Namespace: container.Namespace,
-			Pod: container.Pod, Environment: record.Resolution.Environment, Generation: record.Resolution.Generation,
-			Message: "the hook of the environment failed, and the container " + container.Name + " ended with 1 before " +
-				"its command: " + report.WithoutTokens(line),
-		})
+	line, found := hookFailure(tail)
+	if !found {
+		return
+	}
+	message := "the hook of the environment failed, and the container " + container.Name + " ended with 1 before " +
+		"its command: " + report.WithoutTokens(line)
+	report.Log(report.Event{
+		Level: "error", Event: "hook", Container: id, Sandbox: container.SandboxID, Namespace: container.Namespace,
+		Pod: container.Pod, Environment: record.Resolution.Environment, Generation: record.Resolution.Generation,
+		Message: message,
+	})
+	if pod.ValidID(record.UID) { // a pod that no kubelet made has any
+		told := report.OneLine("environment " + record.Resolution.Environment + ": " + message)
+		_ = records.Write(node.Notice(record.UID), records.NewHookNotice(record, told, time.Now()))
 	}
 }
 

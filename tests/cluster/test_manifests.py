@@ -111,11 +111,14 @@ def event(about: Mapping[str, str], **more: object) -> Object:
         "message": "told",
         "type": "Normal",
         "source": {"component": "flox-node", "host": "worker-1"},
+        "reportingComponent": "flox-node",
+        "reportingInstance": "worker-1",
         **more,
     }
 
 
 OWN_NODE = {"kind": "Node", "name": "worker-1"}
+A_POD = {"kind": "Pod", "name": "victim", "namespace": "default"}
 OTHER_OWNER = [{"apiVersion": "v1", "kind": "Node", "name": "worker-2", "uid": "0"}]
 
 
@@ -261,14 +264,22 @@ def test_the_reporter_takes_renews_and_releases_a_slot(cluster: Cluster, thief: 
 
 def test_the_reporter_tells_of_its_node(cluster: Cluster, thief: Caller) -> None:
     assert_done(thief("POST", EVENTS, event(OWN_NODE)))
-    assert_done(
-        thief("POST", EVENTS, event(OWN_NODE, source={}, reportingComponent="flox-node", reportingInstance="a"))
-    )
+    assert_done(thief("POST", EVENTS, event(OWN_NODE)))
 
     events = cluster.get("events", "--field-selector=involvedObject.kind=Node,involvedObject.name=worker-1")["items"]
     ours = [item["metadata"]["name"] for item in events if item.get("message") == "told"]
     assert len(ours) == 2
     cluster.kubectl("delete", "events", *ours)
+
+
+def test_the_reporter_tells_of_pods_in_whatever_namespace(cluster: Cluster, thief: Caller) -> None:
+    for reason in names.PodHappening:
+        told = event({**A_POD, "namespace": "kube-system"}, reason=reason)
+        told["metadata"]["namespace"] = "kube-system"
+        assert_done(thief("POST", EVENTS.replace("default", "kube-system"), told))
+    ours = cluster.get("events", "--namespace=kube-system", "--field-selector=involvedObject.name=victim")["items"]
+    assert len(ours) == 2
+    cluster.kubectl("delete", "events", "--namespace=kube-system", *(item["metadata"]["name"] for item in ours))
 
 
 def test_a_node_with_as_much_on_it_as_fits_is_no_more_than_the_policies_can_look_at(
@@ -456,13 +467,20 @@ def test_a_thief_does_not_get_it_by_a_lie_about_who_wrote_when(thief: Caller, he
 
 EVENT_WRITES: dict[str, Object] = {
     "another node": event({"kind": "Node", "name": "worker-2"}),
-    "a pod": event({"kind": "Pod", "name": "victim", "namespace": "default"}),
+    "a pod, what is said of nodes": event(A_POD),
+    "a pod, as if the kubelet spoke": event(A_POD, reason="FloxFetching", source={"component": "kubelet"}),
+    "a pod, as if another node spoke": event(
+        A_POD, reason="FloxFetching", source={"component": "flox-node", "host": "worker-2"}
+    ),
+    "a pod, as if Kubernetes spoke": event(A_POD, reason="FailedMount"),
     "a pod that is called as the node": event({"kind": "Pod", "name": "worker-1", "namespace": "default"}),
+    "a deployment": event({"kind": "Deployment", "name": "web", "namespace": "default"}, reason="FloxFetching"),
     "nothing": event({}),
     "its node and a pod": event(OWN_NODE, related={"kind": "Pod", "name": "victim", "namespace": "default"}),
     "its node, as if Kubernetes spoke": event(OWN_NODE, reason="NodeNotReady"),
     "its node, as if the kubelet spoke": event(OWN_NODE, source={"component": "kubelet"}),
-    "its node, as if a controller spoke": event(OWN_NODE, source={}, reportingComponent="node-controller"),
+    "its node, as if a controller spoke": event(OWN_NODE, reportingComponent="node-controller"),
+    "its node, as if another node spoke": event(OWN_NODE, reportingInstance="worker-2"),
     "its node, for ever": event(
         OWN_NODE, metadata={"generateName": "worker-1.", "namespace": "default", "finalizers": ["flox.dev/never"]}
     ),
@@ -490,7 +508,7 @@ MAY = {
     ("get", "nodes", ""),
     ("patch", "nodes", ""),
     ("patch", "nodes/status", ""),
-    ("create", "events", "default"),
+    *(("create", "events", namespace) for namespace in ("flox-node", "default", "kube-system")),
     *((verb, "leases.coordination.k8s.io", "flox-node") for verb in ("get", "list", "watch", "create", "update")),
     ("get", "daemonsets.apps", "flox-node"),
     # What the API server lets everybody ask about himself.

@@ -73,12 +73,14 @@ def test_the_reference_names_each_reason_event_and_metric_and_no_other() -> None
     from flox_node.agent.metrics import exposition
     from flox_node.agent.node import Counters
     from flox_node.agent.seen import Seen
-    from flox_node.kube.names import Happening, Reason
+    from flox_node.kube.names import Happening, PodHappening, Reason
 
     text = (ROOT / "docs/reference.md").read_text()
     told = text.partition("## What a node tells\n")[2].partition("\n## Health and metrics\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", told, flags=re.MULTILINE) == [reason.value for reason in Reason]
-    assert sorted(set(re.findall(r"`(Flox[A-Z]\w+)`", told)) - {"FloxRuntimeReady"}) == sorted(Happening)
+    assert sorted(set(re.findall(r"`(Flox[A-Z]\w+)`", told)) - {"FloxRuntimeReady"}) == sorted(
+        [*Happening, *PodHappening]
+    )
     gauges = dict.fromkeys(
         ("store_bytes", "store_paths", "store_free_ratio", "store_free_inodes_ratio", "roots", "sandboxes"), 0.0
     )

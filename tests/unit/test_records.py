@@ -13,7 +13,7 @@ from referencing import Registry, Resource
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT / "installer/flox_node/state/schemas"
-KINDS = ("container-record", "grant", "pod-record", "realise-answer", "realise-request")
+KINDS = ("container-record", "grant", "notice", "pod-record", "realise-answer", "realise-request")
 EXAMPLES = [path for kind in KINDS for path in sorted((ROOT / "tests/unit/records").glob(f"{kind}.*.json"))]
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flox_node import atomic
+from flox_node.environments.notices import Notice
 from flox_node.kube.names import Happening, Phase, Reason
 
 NODE = Path("/exchange/node")
-"""Written by `node`: state.json."""
+"""Written by `node`: state.json, pods.json."""
 REPORTER = Path("/exchange/reporter")
-"""Written by `reporter`: slot.json, reported.json."""
+"""Written by `reporter`: slot.json, reported.json, told.json."""
 _LIMIT = 1 << 16
 
 T = TypeVar("T")
@@ -84,6 +85,30 @@ class NodeState:
             else Event(int(event["number"]), Happening(event["reason"]), str(event["message"])),
             **{name: str(body[name]) for name in ("message", "slot", "target", "share", "identity", "platform")},
         )
+
+
+@dataclass(frozen=True)
+class PodNews:
+    """What the node has to say to pods on it (pods.json)."""
+
+    notices: tuple[Notice, ...] = ()
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> PodNews:
+        """Parse pods.json."""
+        return cls(tuple(Notice.from_json(item) for item in body["notices"]))
+
+
+@dataclass(frozen=True)
+class Told:
+    """The ids of the notices that became events (told.json)."""
+
+    ids: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Told:
+        """Parse told.json."""
+        return cls(tuple(str(item) for item in body["ids"]))
 
 
 @dataclass(frozen=True)

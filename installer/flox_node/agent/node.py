@@ -20,9 +20,11 @@ from pathlib import Path
 from flox_node import settings
 from flox_node.agent import exchange, failures
 from flox_node.agent.children import Ended, Run, run
-from flox_node.agent.exchange import Event, Granted, NodeState
+from flox_node.agent.exchange import Event, Granted, NodeState, PodNews
 from flox_node.agent.seen import Seen
 from flox_node.agent.serve import Health
+from flox_node.environments import notices
+from flox_node.environments.paths import Paths
 from flox_node.errors import UsageError
 from flox_node.host.files import HostFiles
 from flox_node.host.space import LOW, free_ratios
@@ -120,6 +122,15 @@ class NodeAgent:
                 self._collected_at = now
                 say("The store's file system is nearly full: starting the node's collection.")
                 self._run(["flox_node.agent", "gc", self._root], _LOOK_TIMEOUT_S)
+
+    def notice_folders(self) -> list[str]:
+        """The folders of our own namespace in which the handler leaves what pods are to be told."""
+        folder = Paths(self._root).notices
+        return [folder.rpartition("/")[0], folder]
+
+    def pass_notices(self) -> None:
+        """Hand what the handler has left for pods to the reporter."""
+        exchange.write(self._own, "pods.json", PodNews(tuple(notices.recent(Paths(self._root)))))
 
     def folders(self) -> list[str]:
         """The folders of our own namespace to watch."""
@@ -252,7 +263,7 @@ def serve(agent: NodeAgent, port: int = 9580) -> int:
     wake, wakened = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wakened, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
-    with FolderWatch() as configuration, FolderWatch() as grants:
+    with FolderWatch() as configuration, FolderWatch() as grants, FolderWatch() as notes:
         grants.follow([str(agent.grants)])
         while not stopping:
             health.alive_for(_WORK_TIMEOUT_S + 2 * _LOOK_TIMEOUT_S)
@@ -260,15 +271,23 @@ def serve(agent: NodeAgent, port: int = 9580) -> int:
             due = time.monotonic() + agent.converge()
             configuration.follow(agent.folders())
             configuration.drain()
-            while not stopping and not _is_due(agent, configuration, grants, due, wake):
+            while not stopping and not _is_due(agent, configuration, grants, notes, due, wake):
                 health.alive_for(_TICK_S + 60)
     return 0
 
 
-def _is_due(agent: NodeAgent, configuration: FolderWatch, grants: FolderWatch, due: float, wake: int) -> bool:
+def _is_due(
+    agent: NodeAgent, configuration: FolderWatch, grants: FolderWatch, notes: FolderWatch, due: float, wake: int
+) -> bool:
     """Wait a while; whether there is a reason for the next pass."""
+    notes.drain()
+    notes.follow(agent.notice_folders())  # they come with the first pod
+    agent.pass_notices()
     noticed, _, _ = select.select(
-        [configuration.fileno(), grants.fileno(), wake], [], [], min(_TICK_S, max(0.0, due - time.monotonic()))
+        [configuration.fileno(), grants.fileno(), notes.fileno(), wake],
+        [],
+        [],
+        min(_TICK_S, max(0.0, due - time.monotonic())),
     )
     if time.monotonic() >= due or (agent.state.slot and grants.fileno() in noticed) or agent.has_other_settings():
         return True

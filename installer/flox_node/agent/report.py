@@ -1,4 +1,4 @@
-"""One report by a process of its own: the node's slot, its label, taint, condition and events."""
+"""One report by a process of its own: the node's slot, its label, taint, condition and events, and its pods' events."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from pathlib import Path
 
 from flox_node import settings
 from flox_node.agent import exchange
-from flox_node.agent.exchange import Event, Granted, NodeState, Reported
+from flox_node.agent.exchange import Event, Granted, NodeState, PodNews, Reported, Told
+from flox_node.environments import notices
+from flox_node.environments.notices import Notice
 from flox_node.errors import OutsideError, UsageError
 from flox_node.kube import events, node
 from flox_node.kube.api import JSON_PATCH, STRATEGIC_PATCH, Api, ApiError, Object
-from flox_node.kube.names import NAME, Phase, Reason
+from flox_node.kube.names import NAME, Phase, PodHappening, Reason
 from flox_node.kube.slots import Slot, Slots
 
 _POLL_S = 0.3
 _TRIES = 4
 _HANDLER_WAIT_S = 60.0
 _HANDLER_POLL_S = 4.0  # the kubelet tells every ten seconds
+_POD_HAPPENINGS = {notices.FETCHING: PodHappening.FETCHING, notices.HOOK_FAILED: PodHappening.HOOK_FAILED}
 
 
 class Reporter:
@@ -51,6 +54,7 @@ class Reporter:
         Raises:
             ApiError: the API server refused something, or does not answer.
         """
+        self._tell_pods()
         state = self._state()
         while state is not None:
             if not state.slot:
@@ -117,6 +121,8 @@ class Reporter:
         """Get a slot, tell the node, and give the slot back once the node has done its work."""
 
         def wanted() -> bool:
+            with contextlib.suppress(ApiError):  # tried again
+                self._tell_pods()
             now = self._state()
             return now is not None and now.slot == state.slot
 
@@ -185,6 +191,38 @@ class Reporter:
             return settings.load(self._settings).startup_taints
         except UsageError:  # the node tells it
             return settings.STARTUP_TAINTS
+
+    def _tell_pods(self) -> None:
+        """Tell pods on this node what it has to say to them, each thing once.
+
+        Raises:
+            ApiError: the API server does not answer. What it refuses (the namespace is gone) is not tried again.
+        """
+        news = exchange.read(self._other, "pods.json", PodNews) or PodNews()
+        before = (exchange.read(self._own, "told.json", Told) or Told()).ids
+        told = [notice.id for notice in news.notices if notice.id in before]
+        for notice in news.notices:
+            if notice.id not in before:
+                self._tell_pod(notice)
+                told.append(notice.id)
+                exchange.write(self._own, "told.json", Told(tuple(told)))
+
+    def _tell_pod(self, notice: Notice) -> None:
+        body = events.about_pod(
+            notice.namespace,
+            notice.pod,
+            notice.uid,
+            _POD_HAPPENINGS[notice.kind],
+            notice.message,
+            number=notice.at_ms,
+            node=self._name,
+            now=_now(),
+        )
+        try:
+            self._api.request("POST", f"/api/v1/namespaces/{notice.namespace}/events", body)
+        except ApiError as error:
+            if error.status not in (403, 404, 409, 422):
+                raise
 
     def _tell(self, found: Object, event: Event) -> None:
         body = events.about_node(

@@ -9,7 +9,7 @@ import time
 
 from flox_node.agent import exchange
 from flox_node.agent.children import run
-from flox_node.agent.exchange import NodeState, Reported
+from flox_node.agent.exchange import NodeState, PodNews, Reported, Told
 from flox_node.agent.serve import Health
 from flox_node.host.watch import FolderWatch
 
@@ -69,6 +69,12 @@ def serve_alone() -> int:
 
 def is_told() -> bool:
     """Whether the API server knows what `node` says; there is nothing to tell before it says anything."""
+    news = exchange.read(exchange.NODE, "pods.json", PodNews) or PodNews()
+    told = exchange.read(exchange.REPORTER, "told.json", Told) or Told()
+    return _state_is_told() and all(notice.id in told.ids for notice in news.notices)
+
+
+def _state_is_told() -> bool:
     state = exchange.read(exchange.NODE, "state.json", NodeState)
     reported = exchange.read(exchange.REPORTER, "reported.json", Reported)
     return state is None or (reported is not None and reported.state == state.digest and not state.slot)
@@ -77,4 +83,4 @@ def is_told() -> bool:
 def is_ready() -> bool:
     """Whether the node is settled and the API server knows."""
     state = exchange.read(exchange.NODE, "state.json", NodeState)
-    return state is not None and state.phase.settled and is_told()
+    return state is not None and state.phase.settled and _state_is_told()

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ SLICE = "flox-realise.slice"
 _POLL_S = 0.05
 _START_S = 20.0  # a busy node takes its time to start a process
 _TELL_S = 0.2  # no state file more often than that
+_SILENCE_S = 5.0  # who waits longer is told why
 _KEPT_S = 86400.0
 _MIB = 1 << 20
 _STEPS = {
@@ -63,8 +64,10 @@ class State:
         return self.resolution is not None or self.refusal is not None
 
 
-def join(question: Question, access: Access, deadline: Deadline) -> Resolution:
-    """Wait for the fetch that answers a question; start it where none runs.
+def join(
+    question: Question, access: Access, deadline: Deadline, tell: Callable[[str], None] = lambda _: None
+) -> Resolution:
+    """Wait for the fetch that answers a question; start it where none runs. `tell` hears how far it is, now and then.
 
     Raises:
         FetchingError: it still runs at the deadline; the text says how far it is.
@@ -72,6 +75,7 @@ def join(question: Question, access: Access, deadline: Deadline) -> Resolution:
     """
     paths, key = access.paths, question.key
     joined, mine = None, False
+    silent_until = time.monotonic() + _SILENCE_S
     try:
         while True:
             found = index.lookup(question, paths)
@@ -87,6 +91,9 @@ def join(question: Question, access: Access, deadline: Deadline) -> Resolution:
                     if not running(key, paths):
                         joined, mine = _start(question, access, deadline), True
             while running(key, paths):
+                if time.monotonic() > silent_until:
+                    tell(_told(read(key, paths), question, paths))
+                    silent_until = time.monotonic() + _SILENCE_S
                 time.sleep(min(_POLL_S, deadline.left()))
     except DeadlineError as error:
         raise FetchingError(_told(read(key, paths), question, paths)) from error

@@ -72,6 +72,11 @@ class Paths:
         return self.on_disk("/run/flox-node/fetches")
 
     @property
+    def notices(self) -> str:
+        """The folder of what is to be told to pods."""
+        return self.on_disk("/run/flox-node/notices")
+
+    @property
     def realise_tool(self) -> str:
         """Our own program, as the shim and the units start it; a path of the node."""
         return f"{BIN}/flox-node-realise"

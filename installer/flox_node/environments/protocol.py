@@ -28,6 +28,7 @@ class Request:
     mode: str
     pod_uid: str
     namespace: str = ""
+    pod_name: str = ""
 
     @classmethod
     def parse(cls, data: bytes) -> Request:
@@ -52,14 +53,14 @@ class Request:
         return cls(Reference.parse(reference), mode, *_pod(raw.get("pod")))
 
 
-def _pod(pod: Any) -> tuple[str, str]:
+def _pod(pod: Any) -> tuple[str, str, str]:
     names = ("namespace", "name", "uid", "sandbox_id")
     if not isinstance(pod, dict) or not all(isinstance(pod.get(name), str) for name in names):
         raise BadRequestError("the request names no pod.")
     if not _ID.fullmatch(pod["sandbox_id"]):
         raise BadRequestError("the request names no sandbox.")
     # Pods that no kubelet made (crictl) have any uid, and no volumes; as a file name it must be harmless.
-    return pod["uid"] if _ID.fullmatch(pod["uid"]) else "", pod["namespace"]
+    return pod["uid"] if _ID.fullmatch(pod["uid"]) else "", pod["namespace"], pod["name"]
 
 
 def success(resolution: Resolution, warning: str | None = None) -> dict[str, Any]:

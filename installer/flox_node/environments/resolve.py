@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from flox_node.environments import floxhub, grants, index
+from flox_node.environments import floxhub, grants, index, notices
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import (
@@ -75,7 +75,11 @@ def resolve(request: Request, access: Access, deadline: Deadline) -> Resolved:
     if resolution is None:
         from flox_node.environments import fetch  # the usual call finds its answer in the index
 
-        resolution = fetch.join(question, access, deadline)
+        def tell(how_far: str) -> None:
+            text = f"environment {reference}: {how_far}"
+            notices.fetching(request.namespace, request.pod_name, request.pod_uid, text, access.paths)
+
+        resolution = fetch.join(question, access, deadline, tell)
         phases["fetch"] = _since(asked)
     grants.record(grant, resolution, access.paths)
     return Resolved(resolution, None, phases)

@@ -90,3 +90,10 @@ class Happening(StrEnum):
     REFUSED = "FloxRefused"
     FAILED = "FloxFailed"
     UNINSTALLED = "FloxUninstalled"
+
+
+class PodHappening(StrEnum):
+    """The reasons of events about a pod."""
+
+    FETCHING = "FloxFetching"
+    HOOK_FAILED = "FloxHookFailed"

@@ -15,6 +15,7 @@ const (
 	refusalDir    = "/run/flox-node/refusals"
 	logDir        = "/var/log/pods"
 	containerDir  = "/run/flox-node/containers"
+	noticeDir     = "/run/flox-node/notices"
 	versionFile   = "/run/flox-node/inner-runtime-version"
 	formerFile    = "/run/flox-node/former-inner-runtimes"
 	rootDir       = "/nix/var/nix/gcroots/flox-node"
@@ -82,6 +83,9 @@ func Refusal(sandboxID string) string { return Path(filepath.Join(refusalDir, sa
 func ContainerLogs(namespace, pod, uid, container string) string {
 	return Path(filepath.Join(logDir, namespace+"_"+pod+"_"+uid, container))
 }
+
+// Notice is the file that holds what is to be told to a pod.
+func Notice(uid string) string { return Path(filepath.Join(noticeDir, uid+".json")) }
 
 // ContainerRecord is the file that says that a container runs in an environment.
 func ContainerRecord(id string) string { return Path(filepath.Join(containerDir, id+".json")) }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"flox.dev/flox-node/shim/internal/node"
@@ -193,6 +194,31 @@ func (c Container) Check() error {
 		check(filepath.IsAbs(c.Bundle), "bundle"),
 		check(ValidStorePath(c.StorePath), "store_path"),
 		check(c.EnvironmentInExec != nil, "environment_in_exec"),
+	)
+}
+
+// Notice is what is to be told to a pod: the DaemonSet's pod makes an event of it.
+type Notice struct {
+	SchemaVersion int    `json:"schema_version"`
+	Namespace     string `json:"namespace"`
+	Pod           string `json:"pod"`
+	UID           string `json:"uid"`
+	Kind          string `json:"kind"` // hook-failed; the Python side also writes fetching
+	Message       string `json:"message"`
+	AtMillis      int64  `json:"at_ms"` // since the epoch
+}
+
+// NewHookNotice tells a pod that the hook of its environment failed.
+func NewHookNotice(of Pod, message string, at time.Time) Notice {
+	return Notice{schemaVersion, of.Namespace, of.Name, of.UID, "hook-failed", message, at.UnixMilli()}
+}
+
+// Check says what is wrong with a notice.
+func (n Notice) Check() error {
+	return errors.Join(
+		checkVersion(n.SchemaVersion), check(n.Namespace != "", "namespace"), check(n.Pod != "", "pod"),
+		check(pod.ValidID(n.UID), "uid"), check(n.Kind == "fetching" || n.Kind == "hook-failed", "kind"),
+		check(isLine(n.Message), "message"), check(n.AtMillis > 0, "at_ms"),
 	)
 }
 

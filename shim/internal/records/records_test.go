@@ -33,6 +33,8 @@ func TestAnExampleIsAsValidAsItsNameSays(t *testing.T) {
 				_, err = Decode[Pod](data)
 			case "container-record":
 				_, err = Decode[Container](data)
+			case "notice":
+				_, err = Decode[Notice](data)
 			default:
 				t.Skipf("%s is the Python side's alone", kind)
 			}

@@ -13,9 +13,11 @@ import pytest
 from flox_node.agent import exchange
 from flox_node.agent import node as loop
 from flox_node.agent.children import Ended
-from flox_node.agent.exchange import Granted, NodeState
+from flox_node.agent.exchange import Granted, NodeState, PodNews
 from flox_node.agent.node import NodeAgent
 from flox_node.agent.seen import Seen
+from flox_node.environments import notices
+from flox_node.environments.paths import Paths
 from flox_node.host.files import HostFiles
 from flox_node.host.watch import FolderWatch, fingerprint
 from flox_node.kube.names import Happening, Phase, Reason
@@ -393,12 +395,12 @@ class Loop:
 
     def is_due_after(self, happens: Callable[[], object]) -> bool:
         wake, wakened = os.pipe()
-        with FolderWatch() as configuration, FolderWatch() as grants:
+        with FolderWatch() as configuration, FolderWatch() as grants, FolderWatch() as notes:
             configuration.follow(self.node.agent.folders())
             grants.follow([str(self.node.agent.grants)])
             happens()
             try:
-                return loop._is_due(self.node.agent, configuration, grants, self.due, wake)
+                return loop._is_due(self.node.agent, configuration, grants, notes, self.due, wake)
             finally:
                 os.close(wake)
                 os.close(wakened)
@@ -415,6 +417,16 @@ def test_a_change_of_what_is_watched_is_a_reason_for_the_next_pass(waiting: Loop
     assert not waiting.is_due_after(lambda: None)
     assert waiting.is_due_after(lambda: (waiting.file.parent / "new.toml").write_text("b"))
     assert waiting.is_due_after(lambda: waiting.file.write_text("bc"))
+
+
+def test_what_the_handler_leaves_for_a_pod_is_passed_on_and_no_reason_for_a_pass(waiting: Loop, tmp_path: Path) -> None:
+    waiting.node.looks = [waiting.well()]
+    waiting.node.agent.converge()
+    notices.fetching("ci", "web", "uid-1", "it is fetched", Paths(str(tmp_path)))
+    assert not waiting.is_due_after(lambda: None)
+    news = exchange.read(waiting.node.own, "pods.json", PodNews)
+    assert news is not None
+    assert [notice.message for notice in news.notices] == ["it is fetched"]
 
 
 def test_a_failure_waits_its_time_out_whatever_it_changed(waiting: Loop) -> None:

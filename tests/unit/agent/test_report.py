@@ -1,6 +1,7 @@
 """The reports to the API server: what is asked of it, in which order, and how often."""
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from flox_node.agent import exchange, report
-from flox_node.agent.exchange import Event, Granted, NodeState, Reported
+from flox_node.agent.exchange import Event, Granted, NodeState, PodNews, Reported
 from flox_node.agent.report import Reporter
+from flox_node.environments.notices import Notice
 from flox_node.errors import OutsideError
 from flox_node.kube import slots
 from flox_node.kube.api import ApiError, Object
@@ -39,10 +41,13 @@ class Cluster:
         self.asked: list[str] = []
         self.bodies: list[Any] = []
         self.failing: list[ApiError] = []
+        self.refusing: dict[str, ApiError] = {}
 
     def request(self, method: str, path: str, body: Any = None, **_: object) -> Object:
         self.asked.append(f"{method} {path}")
         self.bodies.append(copy.deepcopy(body))
+        if path in self.refusing:
+            raise self.refusing[path]
         if method == "PATCH" and path.endswith("/n") and self.failing:
             raise self.failing.pop(0)
         match method, path:
@@ -248,3 +253,61 @@ def test_alone_it_follows_what_the_kubelet_reports(handlers: Any, text: str, tmp
     assert condition["status"] == ("False" if text else "True")
     assert text in condition["message"]
     assert not any("lease" in path for path in cluster.asked)
+
+
+NOTICE = Notice("ci", "runner-1", "uid-1", "fetching", "environment acme/x: it is fetched", 0x1F)
+
+
+def told(node: Node) -> list[Any]:
+    asked = zip(node.cluster.asked, node.cluster.bodies, strict=True)
+    return [body for request, body in asked if request == "POST /api/v1/namespaces/ci/events"]
+
+
+def test_a_pod_is_told_once_what_the_node_has_to_say_to_it(node: Node) -> None:
+    node.say(LIVE)
+    exchange.write(node.other, "pods.json", PodNews((NOTICE,)))
+    node.reporter.run()
+    node.reporter.run()
+    (body,) = told(node)
+    assert body["metadata"] == {"name": "runner-1.flox-node.1f", "namespace": "ci"}
+    assert body["involvedObject"] == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "namespace": "ci",
+        "name": "runner-1",
+        "uid": "uid-1",
+    }
+    assert (body["reason"], body["type"], body["source"]["host"]) == ("FloxFetching", "Warning", "n")
+    exchange.write(node.other, "pods.json", PodNews((NOTICE, dataclasses.replace(NOTICE, at_ms=0x2F))))
+    node.reporter.run()
+    assert [body["metadata"]["name"] for body in told(node)] == ["runner-1.flox-node.1f", "runner-1.flox-node.2f"]
+
+
+def test_a_pod_is_told_while_the_node_waits_for_a_slot(node: Node) -> None:
+    node.say(WAITING)
+    node.next = [LIVE]
+    sleep = node.sleep
+
+    def later(seconds: float) -> None:
+        exchange.write(node.other, "pods.json", PodNews((NOTICE,)))
+        sleep(seconds)
+
+    node.next = [WAITING, LIVE]
+    node.reporter = Reporter(node.cluster, "n", "flox-node", own=node.own, other=node.other, sleep=later)
+    node.reporter.run()
+    assert len(told(node)) == 1
+
+
+@pytest.mark.parametrize(("status", "again"), [(403, 0), (404, 0), (500, 1)])
+def test_what_the_api_server_refuses_to_take_is_not_offered_again(node: Node, status: int, again: int) -> None:
+    node.say(LIVE)
+    exchange.write(node.other, "pods.json", PodNews((NOTICE,)))
+    node.cluster.refusing = {"/api/v1/namespaces/ci/events": ApiError("no", status=status, reason="")}
+    if again:
+        with pytest.raises(ApiError):
+            node.reporter.run()
+    else:
+        node.reporter.run()
+    node.cluster.refusing = {}
+    node.reporter.run()
+    assert len(told(node)) == 1 + again

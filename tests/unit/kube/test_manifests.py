@@ -141,7 +141,7 @@ def test_the_pod_monitor_asks_the_port_that_has_metrics() -> None:
 
 def test_the_names_are_those_of_the_code() -> None:
     found = manifests.objects()
-    assert {item["metadata"].get("namespace") for item in found} <= {names.NAMESPACE, "default", None}
+    assert {item["metadata"].get("namespace") for item in found} <= {names.NAMESPACE, None}
     assert of(found, "Namespace")["metadata"]["name"] == names.NAMESPACE
     for kind in ("DaemonSet", "ConfigMap", "ServiceAccount", "PriorityClass", "ClusterRole"):
         assert of(found, kind)["metadata"]["name"] == names.NAME

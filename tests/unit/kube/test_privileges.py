@@ -86,12 +86,12 @@ RULES = {
     ("ClusterRole", ""): {
         ("", "nodes", ""): {"get", "patch"},
         ("", "nodes/status", ""): {"patch"},
+        ("", "events", ""): {"create"},
     },
     ("Role", names.NAMESPACE): {
         ("coordination.k8s.io", "leases", ""): {"get", "list", "watch", "create", "update"},
         ("apps", "daemonsets", "flox-node"): {"get"},
     },
-    ("Role", "default"): {("", "events", ""): {"create"}},
 }
 
 
