@@ -15,7 +15,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,12 @@ def detect(after: str = "") -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One job. environment: of `KUBERNETES_POD_ANNOTATIONS_1`; annotations: the runner's own."""
+    """One job. environment: of `KUBERNETES_POD_ANNOTATIONS_1`; annotations: the runner's own.
+
+    entrypoint: FF_KUBERNETES_HONOR_ENTRYPOINT. collector: FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR. context: the
+    securityContext of the build container. cancelled: gracefully, once the log has `cancel me`. secret: one that
+    the runner's configuration mounts into every container, as all its volumes.
+    """
 
     name: str
     script: str
@@ -58,6 +63,11 @@ class Job:
     annotations: Mapping[str, str] = field(default_factory=lambda: PUBLISHED)
     services: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     legacy: bool = False
+    entrypoint: bool = False
+    collector: bool = False
+    cancelled: bool = False
+    secret: str = ""
+    context: Mapping[str, Any] = field(default_factory=dict)
     pod: Mapping[str, Any] = field(default_factory=dict)
     poll_timeout: float = 60
 
@@ -119,16 +129,29 @@ class Executor:
     def _attached(self, job: Job) -> tuple[int, str]:
         self._save(job, "build", "detect_shell_script", detect('"$@"'))
         self._stage(job, "helper", "prepare_script", 'echo "Running on $(hostname)..."')
-        code = self._stage(job, "build", "step_script", job.script)
+        code = self._stage(job, "build", "step_script", job.script, self._cancel if job.cancelled else None)
         if job.after_script:
             self._stage(job, "build", "after_script", job.after_script)
         return code, self._exec(job, "helper", f"cat {LOG}").stdout
 
     def _legacy(self, job: Job) -> tuple[int, str]:
-        done = self._exec(job, "build", _stage_script(job.script))
+        strict = "set -o errexit\nset +o noclobber\n"  # without the lines that only the attach strategy reads
+        done = self._exec(job, "build", f"{strict}: | eval {_quoted(job.script)}\nexit 0\n")
         return done.returncode, done.stdout + done.stderr
 
-    def _stage(self, job: Job, container: str, name: str, body: str) -> int:
+    def _cancel(self, job: Job) -> None:
+        """TERM to what the script has started, as the runner finds it: by the command lines in /proc."""
+        self._cluster.wait_until(lambda: "cancel me" in self._exec(job, "helper", f"cat {LOG}").stdout, 30)
+        found = (
+            'for each in /proc/[0-9]*/cmdline; do printf "$each "; cat -A "$each"; echo; done 2>/dev/null | '
+            "sed 's|/proc/||; s|/cmdline||; s/\\^@/ /g' | "
+            f"grep -e '{SCRIPTS}/step_script $' | awk '{{print $1}}'"
+        )
+        self._exec(job, "build", f"for it in $({found}); do kill -TERM $(cat /proc/$it/task/$it/children); done")
+
+    def _stage(
+        self, job: Job, container: str, name: str, body: str, meanwhile: Callable[[Job], None] | None = None
+    ) -> int:
         path = f"{SCRIPTS}/{name}"
         self._save(job, container, name, _stage_script(body))
         if container == "build":
@@ -140,6 +163,8 @@ class Executor:
         else:
             line = f"sh {path} 2>&1 | tee -a {LOG}\n"
         self._attach(job, container, line)
+        if meanwhile is not None:
+            meanwhile(job)
         return self._marker(job, path)
 
     def _marker(self, job: Job, path: str, timeout: float = 60) -> int:
@@ -185,9 +210,16 @@ def _pod(job: Job) -> dict[str, Any]:
         {"name": "scripts", "mountPath": SCRIPTS},
         {"name": "logs", "mountPath": LOGS},
     ]
-    common = {"securityContext": {"capabilities": {"drop": ["NET_RAW"]}}, "volumeMounts": mounts}
-    shell = {"stdin": True, "command": ["sh", "-c", detect()]}
     volumes: list[dict[str, Any]] = [{"name": name, "emptyDir": {}} for name in ("repo", "scripts", "logs")]
+    if job.secret:
+        mounts.append({"name": "token", "mountPath": "/var/run/secrets/flox.dev"})
+        volumes.append({"name": "token", "secret": {"secretName": job.secret}})
+    context: dict[str, Any] = {"capabilities": {"drop": ["NET_RAW"]}}
+    common = {"securityContext": context, "volumeMounts": mounts}
+    shell = {"stdin": True, "command": ["sh", "-c", detect()]}
+    main = {"stdin": True, "args": shell["command"]} if job.entrypoint else shell
+    ids = "> /builds/.gitlab-build-uid-gid; id -u >> /builds/.gitlab-build-uid-gid"
+    collector = {"name": "init-build-uid-gid-collector", "image": job.image, "command": ["sh", "-c", ids], **common}
     variables = [{"name": "CI", "value": "true"}, {"name": "CI_PROJECT_DIR", "value": "/builds/g/p"}]
     permissions = f"touch {LOG} && (chmod 777 {LOG} || exit 0)"
     services = [{"name": name, "stdin": True, **common, **service} for name, service in job.services.items()]
@@ -198,10 +230,18 @@ def _pod(job: Job) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 1,
         "volumes": volumes,
         "initContainers": [
-            {"name": "init-permissions", "image": HELPER, "command": ["sh", "-c", permissions], **common}
+            *([collector] if job.collector else []),
+            {"name": "init-permissions", "image": HELPER, "command": ["sh", "-c", permissions], **common},
         ],
         "containers": [
-            {"name": "build", "image": job.image, **shell, **common, "env": variables},
+            {
+                "name": "build",
+                "image": job.image,
+                **main,
+                **common,
+                "securityContext": {**context, **job.context},
+                "env": variables,
+            },
             {"name": "helper", "image": HELPER, **shell, **common},
             *services,
         ],
