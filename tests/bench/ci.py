@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bed.images import BUSYBOX
 from tests.bench.rows import Measurement, Row, row
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemonset import FloxCluster
-from tests.cluster.gitlab import Executor, Job, helper_image
+from tests.cluster.gitlab import HELPER, Executor, Job, helper_image
 
 ROUNDS = 7
 
@@ -27,7 +26,7 @@ def job() -> Sequence[Row]:
             run = Executor(cluster).run
             for number in range(ROUNDS + 1):
                 flox = run(Job(f"flox-{number}", "true"))
-                plain = run(Job(f"plain-{number}", "true", image=BUSYBOX, pod={"runtimeClassName": None}))
+                plain = run(Job(f"plain-{number}", "true", image=HELPER, pod={"runtimeClassName": None}))
                 refused = run(Job(f"refused-{number}", "true", "ci/nothing"))
                 assert (flox.status, plain.status, refused.status) == ("success", "success", "system failure")
                 extra.append(flox.seconds - plain.seconds)

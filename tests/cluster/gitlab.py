@@ -84,8 +84,14 @@ class Ended:
 
 def helper_image(path: Path) -> Path:
     """The archive of what stands for the runner's helper image: a shell and what the calls above need."""
+    return image_with_a_shell(path, HELPER)
+
+
+def image_with_a_shell(path: Path, name: str, entrypoint: Sequence[str] = ()) -> Path:
+    """The archive of an image in which the runner's calls find all that they need."""
     applets: dict[str, images.Entry] = {f"bin/{applet}": ("busybox", 0o777) for applet in _HELPER_APPLETS}
-    images.write_archive(path, HELPER, [images.busybox_layer(), images.layer(applets)], {"Env": [images.PATH]})
+    config = {"Env": [images.PATH], **({"Entrypoint": list(entrypoint)} if entrypoint else {})}
+    images.write_archive(path, name, [images.busybox_layer(), images.layer(applets)], config)
     return path
 
 

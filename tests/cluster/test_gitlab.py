@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.bed import images, store
+from tests.bed import store
 from tests.bed.flox import PRIVATE_TOKEN
 from tests.bed.images import BUSYBOX
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemonset import NAMESPACE, FloxCluster
-from tests.cluster.gitlab import PUBLISHED, Ended, Executor, Job, helper_image
+from tests.cluster.gitlab import HELPER, PUBLISHED, Ended, Executor, Job, helper_image, image_with_a_shell
 from tests.conftest import FULL
 from tests.doubles.hub import catalog_package, lockfile
 
@@ -28,9 +28,8 @@ ENTRY = "flox.test/entry:1"
 @pytest.fixture(scope="module")
 def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[FloxCluster]:
     folder = tmp_path_factory.mktemp("gitlab")
-    entry = {"Env": [images.PATH], "Entrypoint": ["/bin/busybox", "env", "ENTERED=yes"]}
-    images.write_archive(folder / "entry.tar", ENTRY, [images.busybox_layer()], entry)
-    cluster.load(helper_image(folder / "helper.tar"), folder / "entry.tar")
+    entry = image_with_a_shell(folder / "entry.tar", ENTRY, ["/bin/busybox", "env", "ENTERED=yes"])
+    cluster.load(helper_image(folder / "helper.tar"), entry)
     with FloxCluster.installed(cluster, folder) as installed:
         hello = catalog_package("hello", {"out": store.binary_cache().hello_store_path})
         failing = "export SECRET=kept\necho the database is not there >&2\nexit 9\n"
@@ -165,7 +164,7 @@ ROWS = [
         "",
         "system failure",
     ),
-    ("image", Job("", "command -v hello; ls /bin/busybox", image=BUSYBOX), "/bin/busybox", "success"),
+    ("image", Job("", "command -v hello; ls /bin/busybox", image=HELPER), "/bin/busybox", "success"),
     ("entry", Job("", "hello; echo $ENTERED", image=ENTRY, entrypoint=True), "yes", "success"),
     ("collector", Job("", "cat /builds/.gitlab-build-uid-gid; hello", collector=True), "Hello", "success"),
     (

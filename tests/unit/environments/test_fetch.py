@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from flox_node.environments import fetch, locks
+from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
+from flox_node.environments.errors import FetchingError
+from flox_node.environments.index import Question
 from flox_node.environments.paths import Paths
+from flox_node.environments.reference import Reference
+from flox_node.state.policy import Policy
 
 
 @pytest.fixture
@@ -42,3 +48,18 @@ def test_a_damaged_state_is_none(paths: Paths) -> None:
     state = fetch.read("old", paths)
     assert state is not None
     assert not state.ended
+
+
+def test_who_waits_for_a_fetch_hears_how_far_it_is_now_and_then(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_SILENCE_S", 0.0)
+    question = Question("https://hub", Reference("ci", "big", None), "0" * 40, "run", "x86_64-linux")
+    state = {"id": "one", "step": "fetch", "began_at": time.time() - 8, "done": 1 << 20, "expected": 4 << 20}
+    Path(paths.fetches, f"{question.key}.json").write_text(json.dumps(state))
+    heard: list[str] = []
+    with (
+        locks.hold(paths.locks, f"fetch-{question.key}", Deadline.after(3600)),
+        pytest.raises(FetchingError, match=r"1\.0 of 4\.0 MiB"),
+    ):
+        fetch.join(question, Access(Policy(), paths, None), Deadline.after(0.5), heard.append)
+    assert "1.0 of 4.0 MiB are here (25%)" in heard[0]
+    assert "s are left" in heard[0]
