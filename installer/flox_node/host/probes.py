@@ -7,6 +7,7 @@ import os
 import posixpath
 from dataclasses import dataclass
 
+from flox_node.errors import OutsideError
 from flox_node.host.host import Host
 
 _NAME = ".flox-node-probe"
@@ -67,6 +68,8 @@ def nearest(host: Host, folder: str) -> str:
 def _execution_fails(host: Host, path: str) -> str:
     try:
         done = host.processes.run([path], timeout=10)
-    except OSError as error:
-        return error.strerror or str(error)
+    except OutsideError as error:
+        if isinstance(error.__cause__, OSError):  # it could not be started; else it did not end
+            return error.__cause__.strerror or str(error.__cause__)
+        raise
     return "" if done.returncode == 0 else f"exit code {done.returncode}"

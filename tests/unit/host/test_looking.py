@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flox_node.errors import OutsideError
 from flox_node.host import Host, HostFiles, Processes, mounts, selinux
 from flox_node.host.probes import space, try_folder
+from flox_node.host.processes import Completed
 
 MOUNTINFO = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -117,3 +119,15 @@ def test_the_start_of_a_process_is_told_in_seconds_since_the_epoch() -> None:
     assert started is not None
     assert time.time() - 3600 < started <= time.time() + 1
     assert Processes("/").started_at(2**22 + 1) is None
+
+
+def test_a_folder_whose_programs_may_not_be_started_is_told_so(tmp_path: Path) -> None:
+    class Refusing(Processes):
+        def run(self, *_: object, **__: object) -> Completed:  # type: ignore[override]
+            try:
+                raise PermissionError(13, "Permission denied")
+            except PermissionError as error:
+                raise OutsideError("/opt/x cannot be started (Permission denied).") from error
+
+    host = Host(HostFiles(tmp_path), Refusing(tmp_path), None)  # type: ignore[arg-type]
+    assert try_folder(host, "/", execute=True).not_executable == "Permission denied"
