@@ -13,7 +13,10 @@ import (
 	"flox.dev/flox-node/shim/internal/node"
 )
 
-const beTheShim = "FLOX_TEST_SHIM_BELOW"
+const (
+	beTheShim = "FLOX_TEST_SHIM_BELOW"
+	coverage  = "FLOX_TEST_COVERAGE" // where `make coverage` wants what the shim's processes took
+)
 
 // The test binary is the shim itself when it is started as that, with its paths below a folder.
 func TestMain(m *testing.M) {
@@ -124,7 +127,7 @@ func (f *fixture) call(arguments ...string) (status int, failure string) {
 		f.Fatal(err)
 	}
 	command := exec.Command(self, arguments...)
-	command.Env = []string{beTheShim + "=" + f.dir, "PATH=/usr/bin:/bin"}
+	command.Env = []string{beTheShim + "=" + f.dir, "PATH=/usr/bin:/bin", "GOCOVERDIR=" + os.Getenv(coverage)}
 	output, _ := command.CombinedOutput()
 	return command.ProcessState.ExitCode(), string(output)
 }

@@ -81,7 +81,12 @@ def test_a_collection_leaves_an_install_that_was_killed_alone(
             install(node.host, successor, Settings(), ignore)
     assert Ledger.load(node.host.files).interrupted
     last_used(node, payload, 400)
+    of_a_pod = node.root / "nix/var/nix/gcroots/flox-node/pod-gone"
+    of_a_pod.parent.mkdir(parents=True, exist_ok=True)
+    of_a_pod.symlink_to("/nix/store/whatever")
+    os.utime(of_a_pod, (1, 1), follow_symlinks=False)
     assert maintenance.gc(node.host, ignore) == maintenance.Swept()
+    assert of_a_pod.is_symlink()
     assert is_there(node, payload)
 
 
