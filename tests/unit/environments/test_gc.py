@@ -66,6 +66,7 @@ def test_what_was_not_used_for_long_goes_with_its_root(paths: Paths) -> None:
 def test_what_a_pod_has_stays_however_old_it_is(paths: Paths) -> None:
     add("a", paths, days_ago=400)
     pod("a", paths)
+    assert gc.unused(paths, since=NOW) == []
     assert let_go(paths, days=0) == []
     assert gc.let_go(["a" * 32], paths, unused_since=NOW + 1) == [], "the pod came after the choice"
     assert left(paths) == [f"env-{'a' * 32}", "pod-a"]
