@@ -9,8 +9,8 @@ import pytest
 
 from flox_node.errors import OutsideError
 from flox_node.host import Host, HostFiles, Processes, mounts, selinux
+from flox_node.host.children import Completed
 from flox_node.host.probes import space, try_folder
-from flox_node.host.processes import Completed
 
 MOUNTINFO = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
@@ -123,7 +123,7 @@ def test_the_start_of_a_process_is_told_in_seconds_since_the_epoch() -> None:
 
 def test_a_folder_whose_programs_may_not_be_started_is_told_so(tmp_path: Path) -> None:
     class Refusing(Processes):
-        def run(self, *_: object, **__: object) -> Completed:  # type: ignore[override]
+        def run(self, *_: object, **__: object) -> Completed:
             try:
                 raise PermissionError(13, "Permission denied")
             except PermissionError as error:
