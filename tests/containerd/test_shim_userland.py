@@ -207,6 +207,17 @@ def test_gaps_of_an_image_without_a_shell_are_filled_and_nothing_of_it_is_shadow
     assert not (root / "sbin").exists()
 
 
+def test_an_image_of_one_shell_with_the_commands_in_it_has_them_for_bash_too(pods: Node) -> None:
+    pods.resolve(store_path=WITH_BASH)
+    container = pods.pod("true")
+    root = container.bundle / "rootfs"
+    script(root / "bin/sh", f"#!{BUSYBOX}/bin/busybox sh\n. /dev/stdin\n")
+    container.run().wait()
+    for name in ("chmod", "tee", "awk"):
+        assert (root / "bin" / name).is_symlink(), name
+    assert not (root / "bin/sh").is_symlink()
+
+
 def test_a_policy_turns_the_userland_off(pods: Node) -> None:
     pods.policy(inner_runtime=str(pods.dir / "usr/sbin/runc"), pods={"userland": "off"})
     container = pods.pod("sh", "-c", "ls /; echo $HOME")

@@ -65,11 +65,13 @@ func (c Container) addTmp() error {
 }
 
 func (c Container) addTools() error {
-	shell, env := c.has("/bin/sh"), c.has("/usr/bin/env")
-	if c.Tools == "" || shell && env {
+	// An image whose one shell has the commands in itself (a static busybox) has none for the bash that came beside it.
+	commands := c.has("/bin/sh") && (c.Bash == "" || c.hasCommand("chmod"))
+	env := c.has("/usr/bin/env")
+	if c.Tools == "" || commands && env {
 		return nil
 	}
-	if !shell {
+	if !commands {
 		if err := c.addCommands(); err != nil {
 			return err
 		}
@@ -177,6 +179,10 @@ func (c Container) writable(name string, user spec.User, mode os.FileMode) error
 		return nil
 	}
 	return c.Config.AddMount(spec.Tmpfs(name, tmpSize, user, mode))
+}
+
+func (c Container) hasCommand(name string) bool {
+	return slices.ContainsFunc(folders, func(folder string) bool { return c.has(path.Join(folder, name)) })
 }
 
 // has says that the image has something at a path, or that the pod mounts something there or above.
