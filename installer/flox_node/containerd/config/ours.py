@@ -51,10 +51,7 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Pl
     Raises:
         RefusedError: it is the default runtime, or the lines of a copy cannot be cut out alone.
     """
-    found: dict[str, PlacedEdit] = {}
-    for path in _own_files(effective, reader):
-        gone = Patch(b"", True, "", {}, added_runc=False, inner_runtime=None)
-        found[path] = PlacedEdit(path, reader.read_optional(path), None, "drop-in", gone)
+    found = {edit.path: edit for edit in withdraw_own_files(effective, reader)}
     for path in (file.path for file in _every_file(effective, reader, found) if file.exists and file.path not in found):
         source = reader.read_optional(path) or b""
         try:
@@ -70,6 +67,14 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Pl
             gone = Patch(bare, True, "", {}, added_runc=False, inner_runtime=None)
             found[path] = PlacedEdit(path, source, bare, "in-place", gone)
     return tuple(found.values())
+
+
+def withdraw_own_files(effective: Effective, reader: Reader) -> tuple[PlacedEdit, ...]:
+    """The edits that remove the files that are ours alone."""
+    gone = Patch(b"", True, "", {}, added_runc=False, inner_runtime=None)
+    return tuple(
+        PlacedEdit(path, reader.read_optional(path), None, "drop-in", gone) for path in _own_files(effective, reader)
+    )
 
 
 def without_us(effective: Effective, handler: Handler) -> Effective:

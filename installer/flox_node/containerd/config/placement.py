@@ -31,7 +31,14 @@ from flox_node.containerd.config.editor import (
     table_for,
 )
 from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, load
-from flox_node.containerd.config.ours import DROP_IN, PlacedEdit, drop_in_path, withdraw, without_us
+from flox_node.containerd.config.ours import (
+    DROP_IN,
+    PlacedEdit,
+    drop_in_path,
+    withdraw,
+    withdraw_own_files,
+    without_us,
+)
 from flox_node.containerd.config.runtimes import CriSettings
 from flox_node.errors import RefusedError
 
@@ -123,11 +130,11 @@ class _Places:
         """Register there; what is ours elsewhere goes (with `keep`: only an own file does)."""
         edits = [edit() for edit in places]
         taken, read = {edit.path for edit in edits}, {file.path for file in self.effective.files}
-        stale = [
-            edit
-            for edit in withdraw(self.effective, self.reader, self.handler)
-            if edit.path not in taken and (edit.kind == "drop-in" or (not keep and edit.path in read))
-        ]
+        if keep:
+            gone = withdraw_own_files(self.effective, self.reader)
+        else:
+            gone = withdraw(self.effective, self.reader, self.handler)
+        stale = [edit for edit in gone if edit.path not in taken and (edit.kind == "drop-in" or edit.path in read)]
         return (*edits, *stale)
 
     def _home(self, plugin: str) -> PlacedEdit:
@@ -143,7 +150,7 @@ class _Places:
         root = self.bare.root
         defining = [file for file in self.bare.files if self.cri.plugin in schema.table(file.document.data, "plugins")]
         counts = defining[-1] if defining else root
-        edits = [self._edit(counts, self.cri.plugin if len(self.bare.files) > 1 else None)]
+        edits = [self._edit(counts, self.cri.plugin)]
         if counts != root:
             # A root that has no CRI of its own would not work without the later file anyway.
             with contextlib.suppress(RefusedError):
