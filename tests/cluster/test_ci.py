@@ -33,7 +33,9 @@ def ci_pod(
     **annotations: str,
 ) -> Object:
     """A pod of the class `flox` whose containers all have these volumes, at the path /NAME with dots for slashes."""
-    mounts = [{"name": volume.replace(".", "-"), "mountPath": "/" + volume.replace(".", "/")} for volume in volumes]
+    mounts = [
+        {"name": volume.strip("_").replace(".", "-"), "mountPath": "/" + volume.replace(".", "/")} for volume in volumes
+    ]
     chosen = {"flox.dev/environment": "ci/tools", "flox.dev/only-containers": only, **annotations}
     return {
         "apiVersion": "v1",
@@ -121,7 +123,10 @@ def test_argo_workflows(cluster: Cluster, applied: Callable[..., None]) -> None:
 
 
 def test_jenkins(cluster: Cluster, applied: Callable[..., None]) -> None:
-    """The container sleeps; `sh` steps come by exec, and leave a process that writes log and result."""
+    """The container sleeps; `sh` steps come by exec, and leave a process that writes log and result.
+
+    It is `nohup` that Jenkins starts it with, which the bed's busybox does not have.
+    """
     agent = {"name": "jnlp", "image": BUSYBOX, "command": ["sh", "-c", "echo ${FLOX_ENV-image}; sleep 1000"]}
     build = {"name": "build", "image": EMPTY, "command": ["sleep"], "args": ["9999999"]}
     applied(ci_pod("jenkins", agent, build, only="build", volumes=("home.jenkins.agent",)))
@@ -129,7 +134,8 @@ def test_jenkins(cluster: Cluster, applied: Callable[..., None]) -> None:
     folder = "/home/jenkins/agent/durable-1"
     durable = (
         f"mkdir -p {folder}; cd {folder}; cat > script.sh <<'E'\nset -e\nhello\nE\n"
-        'nohup sh -c "( sh -xe script.sh > log 2>&1; echo \\$? > result.tmp; mv result.tmp result ) >&- 2>&- &"\nexit\n'
+        'setsid sh -c "( sh -xe script.sh > log 2>&1; echo \\$? > result.tmp; mv result.tmp result ) >&- 2>&- &"\n'
+        "exit\n"
     )
     cluster.kubectl("exec", "-i", "jenkins", "--container=build", "--", "sh", input=durable)
     read = ("exec", "jenkins", "--container=jnlp", "--", "cat")

@@ -165,6 +165,7 @@ ROWS = [
         "system failure",
     ),
     ("image", Job("", "command -v hello; ls /bin/busybox", image=HELPER), "/bin/busybox", "success"),
+    ("bare", Job("", "words=(a b); hello; echo ${#words[@]}", image=BUSYBOX), "Hello, world!", "success"),
     ("entry", Job("", "hello; echo $ENTERED", image=ENTRY, entrypoint=True), "yes", "success"),
     ("collector", Job("", "cat /builds/.gitlab-build-uid-gid; hello", collector=True), "Hello", "success"),
     (
