@@ -9,6 +9,7 @@ from flox_node.errors import CorruptError, FloxNodeError
 from flox_node.host.trees import Entry
 from flox_node.payload import open_payload
 from flox_node.payload.verify import _climbs_out, verify
+from tests.conftest import FULL
 from tests.unit.payload import samples
 
 LIBC, TOOL = (Path("store") / Path(path).name for path in (samples.LIBC, samples.TOOL))
@@ -31,7 +32,7 @@ def test_a_flipped_bit_in_any_file_of_a_folder_is_found_and_its_place_named(fold
 
 def test_a_flipped_bit_in_any_byte_of_an_archive_is_found(archive: Path) -> None:
     data = archive.read_bytes()
-    for at in range(len(data)):
+    for at in range(0, len(data), 1 if FULL else 5):
         _flip(archive, data, at)
         # The very first bits say what the file is at all, and a manifest's version may become one of the future.
         with pytest.raises(FloxNodeError):
