@@ -1,4 +1,4 @@
-"""`flox-node env list|resolve|realise|prefetch|gc`: the environments of one node, as its pods get them."""
+"""`flox-node env list|resolve|realise|prefetch|verify|gc`: the environments of one node, as its pods get them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from flox_node.errors import FloxNodeError
 if TYPE_CHECKING:
     from flox_node.environments.access import Access
     from flox_node.environments.protocol import Request
+    from flox_node.state.policy import Policy
 
 app = application("Look at the node's environments, and fetch them before pods ask for them.")
 command(app, example="flox-node env gc --days 7")(gc)
@@ -30,6 +31,8 @@ TokenFile = Annotated[
     Path | None,
     typer.Option("--token-file", help="A file with a FloxHub token.", show_default="as a pod without a token"),
 ]
+
+_VERIFY_S = 6 * 3600.0  # every byte is read, and some may be fetched
 
 
 @command(app, example="flox-node env list")
@@ -120,6 +123,34 @@ def prefetch(
     return Result({"resolutions": made, "refused": refused}, error=last)
 
 
+@command(app, example="flox-node env verify --repair")
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch again what is damaged.")] = False,
+) -> Result:
+    """Compare all bits of the environments with the store's database; exit code 8 names what differs."""
+    from flox_node.environments import verify as verifying
+    from flox_node.environments.access import Access
+    from flox_node.environments.deadline import Deadline
+    from flox_node.environments.paths import Paths
+    from flox_node.errors import CorruptError
+
+    access = Access(_policy(), Paths())
+    found = verifying.verify(access, Deadline.after(_VERIFY_S), repair=repair, tell=say)
+    lines = [f"{found.environments} environments, {found.store_paths} store paths"]
+    lines += [f"repaired: {path}" for path in found.repaired]
+    lines += [f"damaged: {path}, of {', '.join(users)}" for path, users in found.damaged.items()]
+    error = None
+    if found.damaged:
+        remedy = (
+            "No binary cache of the policy has them, or they are environments, which are put together here: let the "
+            "pods that use them end, run `flox-node env gc --days 0`, and have the environments fetched again."
+            if repair
+            else "Run `flox-node env verify --repair`."
+        )
+        error = CorruptError(f"{len(found.damaged)} store paths are not as they were registered.", remedy=remedy)
+    return Result(asdict(found), "\n".join(lines), error=error)
+
+
 def _realised(request: Request, access: Access) -> dict[str, Any]:
     from flox_node.environments import resolve as resolving
     from flox_node.environments.deadline import Deadline
@@ -136,12 +167,16 @@ def _asked(environment: str, mode: str, namespace: str, token_file: Path | None)
     from flox_node.environments.paths import Paths
     from flox_node.environments.protocol import Request
     from flox_node.environments.reference import Reference
+
+    token = tokens.checked(read_text(token_file).encode(), str(token_file)) if token_file else None
+    return Request(Reference.parse(environment), mode, "", namespace), Access(_policy(), Paths(), token)
+
+
+def _policy() -> Policy:
     from flox_node.host import HostFiles
     from flox_node.state import policy
 
-    given = policy.parse(HostFiles(DEFAULT_ROOT).read_optional(policy.PATH))
-    token = tokens.checked(read_text(token_file).encode(), str(token_file)) if token_file else None
-    return Request(Reference.parse(environment), mode, "", namespace), Access(given, Paths(), token)
+    return policy.parse(HostFiles(DEFAULT_ROOT).read_optional(policy.PATH))
 
 
 def _prefix(host_root: Path) -> str:

@@ -30,7 +30,7 @@ from flox_node.state.policy import Realise
 
 MIB = 1 << 20
 # Without builders and jobs of its own, Nix takes what is built already or nothing.
-_NEVER_BUILD = ("--option", "max-jobs", "0", "--option", "builders", "")
+NEVER_BUILD = ("--option", "max-jobs", "0", "--option", "builders", "")
 # Of Nix' log in JSON: the unpacked bytes of a path that is being copied, and what is expected in all.
 _COPY_PATH, _PROGRESS, _EXPECTED = 100, 105, 106
 _SIZES = re.compile(r"will be fetched \([0-9.]+ MiB download, ([0-9.]+) MiB unpacked\)")
@@ -71,7 +71,7 @@ def fetch(packages: Iterable[Package], nix: Nix, limits: Realise, paths: Paths, 
     progress(0, expected)
     log = _Log(progress, expected)
     done = run_group(
-        [nix.program, "build", "--no-link", "--keep-going", "--log-format", "internal-json", *_NEVER_BUILD, *missing],
+        [nix.program, "build", "--no-link", "--keep-going", "--log-format", "internal-json", *NEVER_BUILD, *missing],
         env=nix.env,
         timeout=nix.deadline.left(),
         watch=log.read,
@@ -85,7 +85,7 @@ def fetch(packages: Iterable[Package], nix: Nix, limits: Realise, paths: Paths, 
 def _expected_bytes(missing: list[str], names: Mapping[str, str], nix: Nix) -> int:
     """How many unpacked bytes have to come; asks the caches, fetches nothing."""
     done = run_group(
-        [nix.program, "build", "--no-link", "--dry-run", *_NEVER_BUILD, *missing],
+        [nix.program, "build", "--no-link", "--dry-run", *NEVER_BUILD, *missing],
         env=nix.env,
         timeout=nix.deadline.left(),
         limit=MIB,

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from flox_node.cli import app, output
-from flox_node.environments import index, roots
+from flox_node.environments import index, roots, verify
 from flox_node.environments.index import Question, Resolution
 from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
+from flox_node.environments.verify import Verified
 
 STORE_PATH = "/nix/store/bh6w6asdcbsvckn8a9xragcvxqc2gbjm-environment-run"
 
@@ -47,3 +48,19 @@ def test_a_wrong_environment_or_token_is_refused_before_anybody_is_asked(
     assert code == 2
     assert json.loads(text)["error"] == "bad-request"
     assert "ghp_other" not in text
+
+
+def test_verify_names_what_is_damaged_and_what_was_mended(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Verified(1, 7, {STORE_PATH: ["demo/hello (run)"]}, [])
+    monkeypatch.setattr(verify, "verify", lambda *_, **__: found)
+    code, text = run(capsys, "verify", "--json")
+    told = json.loads(text)
+    assert (code, told["error"], told["damaged"]) == (8, "corrupt", {STORE_PATH: ["demo/hello (run)"]})
+    assert "env verify --repair" in told["remedy"]
+    assert "env gc" in json.loads(run(capsys, "verify", "--repair", "--json")[1])["remedy"]
+    monkeypatch.setattr(verify, "verify", lambda *_, **__: Verified(1, 7, {}, [STORE_PATH]))
+    code, text = run(capsys, "verify", "--repair")
+    assert code == 0
+    assert f"repaired: {STORE_PATH}" in text
