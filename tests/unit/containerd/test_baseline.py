@@ -123,6 +123,14 @@ def test_what_our_leftovers_hide_of_the_root_is_in_force_again(release: str, bar
     assert after.cri.runtimes == {"runc": SYSTEMD, "flox": WANTED}
 
 
+@pytest.mark.parametrize("release", ["2.0.11", "2.1.9", "2.4.2"])
+def test_a_torn_file_of_ours_that_keeps_containerd_down_is_written_anew(release: str) -> None:
+    files = {ROOT: file(2, RUNC, imports=True), OURS: b"[plugins"}
+    assert loaded(release, files).state == "refused"
+    changed, files = placed(release, files)
+    assert (changed, loaded(release, files).state) == ([OURS], "ok")
+
+
 @pytest.mark.parametrize("release", ["1.7.24", "2.1.9", "2.4.2"])
 def test_an_administrator_who_makes_ours_the_default_does_not_make_it_the_baseline(release: str) -> None:
     """Options are inherited from what is the default without us, and the install is not refused."""

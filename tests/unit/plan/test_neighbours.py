@@ -180,6 +180,29 @@ def test_the_doctor_tells_what_a_restart_would_make_live(any_node: FakeNode, pay
     assert 'the handler "kata" is not served yet' in found()
 
 
+# What ours hides of the root
+
+
+def test_an_install_brings_back_what_our_own_file_hides_of_a_root_that_was_written_anew(
+    tmp_path: Path, payload: Payload
+) -> None:
+    """Ours is for a schema that is gone: neither proof nor judge takes what is in force now for the baseline."""
+    with _node(tmp_path, "2.1.9", IMPORTS + KUBEADM) as node:
+        before = node.tree()
+        install(node.host, payload, SETTINGS, _ignore)
+        ours = node.root / DROP_IN
+        ours.write_text(ours.read_text().replace(PLUGIN, "io.containerd.cri.v1.runtime"))
+        node.containerd.read_config()
+        assert not node.containerd.handlers["runc"]["options"], "it hides the root's"
+        assert status(node.host, SETTINGS).drift
+        install(node.host, payload, SETTINGS, _ignore)
+        assert node.containerd.handlers["runc"]["options"] == {"SystemdCgroup": True}
+        assert node.containerd.handlers["flox"]["options"]["SystemdCgroup"] is True
+        assert not status(node.host, SETTINGS).drift
+        uninstall(node.host, SETTINGS, _ignore, purge=True)
+        assert node.tree() == before
+
+
 # Another containerd beside the kubelet's
 
 
