@@ -324,3 +324,18 @@ def test_a_file_that_flatcar_does_not_read_is_not_taken_into_use() -> None:
     vendor = "/usr/share/containerd/config.toml"
     with pytest.raises(RefusedError, match="does not read it"):
         register(Relocated(LIVE, vendor, UNIT_FILE), {vendor: config(V2), LIVE: b"version = 2\n"}, "1.7.24")
+
+
+def test_a_template_whose_table_hides_the_rendered_roots_runtimes_is_put_right() -> None:
+    """Ours was written for another schema than the one that k3s renders now: it is not what has to be kept."""
+    rancher, rendered = Rancher(f"{K3S}/config.toml"), f"{K3S}/config.toml"
+    (edit,) = register(rancher, {rendered: config(V2)}, "2.1.9")
+    (made,) = edit.live
+    assert edit.after is not None
+    assert made.after is not None
+    old, new = f'{V2}".containerd.runtimes.flox'.encode(), f'{V3}".containerd.runtimes.flox'.encode()
+    stale = {rendered: made.after.replace(old, new), edit.path: edit.after.replace(old, new)}
+    assert stale[rendered] != made.after
+    (again,) = register(rancher, stale, "2.1.9")
+    assert (again.path, again.after) == (edit.path, edit.after)
+    assert [each.after for each in again.live] == [made.after]
