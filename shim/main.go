@@ -5,6 +5,7 @@ package main
 
 import (
 	"os"
+	goruntime "runtime"
 
 	"flox.dev/flox-node/shim/internal/cmdline"
 	"flox.dev/flox-node/shim/internal/inner"
@@ -13,6 +14,10 @@ import (
 	"flox.dev/flox-node/shim/internal/report"
 	"flox.dev/flox-node/shim/internal/view"
 )
+
+// What becomes another program does so from the process' first thread: from any other one, there is a moment in which the
+// process looks as if it had ended, and who enters the container just then fails.
+func init() { goruntime.LockOSThread() }
 
 func main() {
 	if launch.Called(os.Args) {

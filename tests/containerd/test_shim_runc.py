@@ -3,6 +3,7 @@ flox-activations is the strict double. Only the Python side is replaced, by a sc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -112,7 +113,11 @@ class Container:
     def enter(self) -> Container:
         """Wait until the hook has run and the command is the first process."""
         until = time.monotonic() + 60
-        while b"\0FLOX_ENV=" not in b"\0" + Path(f"/proc/{self.pid}/environ").read_bytes():
+        environ = b""
+        while b"\0FLOX_ENV=" not in b"\0" + environ:
+            # The double of flox-activations has more than one thread; see shim/main.go.
+            with contextlib.suppress(ProcessLookupError):
+                environ = Path(f"/proc/{self.pid}/environ").read_bytes()
             assert time.monotonic() < until, "the first process does not enter the environment"
             time.sleep(0.01)
         return self
