@@ -10,12 +10,13 @@ Left out: GitLab itself, git, artifacts and cache, which are the helper image's 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,12 @@ class Executor:
             )
         else:
             line = f"sh {path} 2>&1 | tee -a {LOG}\n"
-        self._attach(job, container, line)
-        if meanwhile is not None:
-            meanwhile(job)
-        return self._marker(job, path)
+        with self._attached_to(job, container, line):
+            if meanwhile is not None:
+                meanwhile(job)
+            return self._marker(job, path)
 
-    def _marker(self, job: Job, path: str, timeout: float = 60) -> int:
+    def _marker(self, job: Job, path: str, timeout: float = 120) -> int:
         wanted = re.compile(rf'^{{"command_exit_code": (\d+), "script": "{re.escape(path)}"}}', re.MULTILINE)
         deadline = time.monotonic() + timeout
         while True:
@@ -192,19 +193,23 @@ class Executor:
 
     def _exec(self, job: Job, container: str, script: str) -> subprocess.CompletedProcess[str]:
         """`sh -c DETECT` with a script on its stdin, as each call of the runner."""
-        words = ("exec", "-i", job.name, "-c", container, "--", "sh", "-c", detect())
-        return self._run(words, script)
+        argv = self._cluster.control_plane.kubectl("exec", "-i", job.name, "-c", container, "--", "sh", "-c", detect())
+        return subprocess.run(argv, input=script, capture_output=True, text=True, timeout=60, check=False)
 
-    def _attach(self, job: Job, container: str, line: str) -> None:
+    @contextlib.contextmanager
+    def _attached_to(self, job: Job, container: str, line: str) -> Iterator[None]:
         """A line into the stdin of the container's main process, which stays open when the attach ends."""
-        self._run(("attach", "-i", "-q", job.name, "-c", container), line, patience=3)
-
-    def _run(self, words: Sequence[str], text: str, patience: float = 60) -> subprocess.CompletedProcess[str]:
-        argv = self._cluster.control_plane.kubectl(*words)
+        argv = self._cluster.control_plane.kubectl("attach", "-i", "-q", job.name, "-c", container)
+        none = subprocess.DEVNULL
+        attach = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=none, stderr=none, text=True)
         try:
-            return subprocess.run(argv, input=text, capture_output=True, text=True, timeout=patience, check=False)
-        except subprocess.TimeoutExpired as ended:  # an attach ends with its container, or when it is left
-            return subprocess.CompletedProcess(argv, 0, str(ended.stdout or ""), "")
+            assert attach.stdin is not None
+            attach.stdin.write(line)
+            attach.stdin.flush()
+            yield
+        finally:
+            attach.kill()
+            attach.communicate()
 
 
 def _pod(job: Job) -> dict[str, Any]:
