@@ -11,6 +11,7 @@ import pytest
 from flox_node.kube import waiting
 from flox_node.kube.api import Object
 from flox_node.kube.resources import NODES, PODS
+from flox_node.kube.waiting import follow
 from tests.unit.command import Done, call
 from tests.unit.kube.fake_cluster import DAEMON_SET, FakeCluster, flox_pod
 
@@ -110,9 +111,14 @@ def test_an_old_cluster_is_refused_before_anything_is_written(run: Run) -> None:
     assert {method for method, _, _ in run.cluster.requests} == {"GET"}
 
 
-def test_a_node_that_does_not_get_there_fails_the_command_and_is_shown(run: Run) -> None:
-    run.use(Cluster("a", "b", stuck=("b",)))
-    done = run("install", "--timeout=0.2")
+def test_a_node_that_does_not_get_there_fails_the_command_and_is_shown(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster("a", "b", stuck=("b",))
+    run.use(cluster)
+    monkeypatch.setitem(follow.__kwdefaults__, "clock", cluster.clock)
+    monkeypatch.setitem(follow.__kwdefaults__, "sleep", cluster.sleep)
+    done = run("install", "--timeout=20")
     assert done.exit_code == 9
     assert "1 of 2 nodes are not ready yet: b " in done.stderr
     assert "-> b: flox-node's pod looks at the node." in done.stdout
