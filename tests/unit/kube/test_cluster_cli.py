@@ -116,6 +116,7 @@ def test_a_node_that_does_not_get_there_fails_the_command_and_is_shown(
 ) -> None:
     cluster = Cluster("a", "b", stuck=("b",))
     run.use(cluster)
+    assert follow.__kwdefaults__ is not None
     monkeypatch.setitem(follow.__kwdefaults__, "clock", cluster.clock)
     monkeypatch.setitem(follow.__kwdefaults__, "sleep", cluster.sleep)
     done = run("install", "--timeout=20")
