@@ -175,7 +175,8 @@ def test_a_pod_with_a_wrong_environment_is_told_why_in_its_event(
 
     def told(name: str, text: str) -> bool:
         events = cluster.get("events", "--field-selector", f"involvedObject.name={name}")["items"]
-        return any(text in event["message"] for event in events if event["reason"] == "FailedCreatePodSandBox")
+        # Only its author can cure it, so it is the first container that fails, and not the sandbox.
+        return any(text in event["message"] for event in events if event["reason"] == "Failed")
 
     cluster.wait_until(lambda: told("wrong", "FloxHub has no environment demo/nothing"), 60, "the pod is told")
     cluster.wait_until(lambda: told("none", "flox.dev/environment"), 60, "the pod is told")
