@@ -7,11 +7,13 @@ import os
 import selectors
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from flox_node.errors import OutsideError
@@ -79,6 +81,7 @@ def started_group(
         os.chroot(root)
         os.chdir("/")
 
+    held = _HeldSignals()
     try:
         process = subprocess.Popen(
             list(argv),
@@ -90,8 +93,11 @@ def started_group(
             start_new_session=True,
             preexec_fn=None if root == Path("/") else enter,
         )
-    except OSError as error:
-        raise OutsideError(f"{argv[0]} cannot be started ({error.strerror}).") from error
+    except BaseException as error:
+        held.release()
+        if isinstance(error, OSError):
+            raise OutsideError(f"{argv[0]} cannot be started ({error.strerror}).") from error
+        raise
     stdin, output, errors = process.stdin, _Tail(limit), _Tail(limit, watch)
     assert stdin is not None
 
@@ -115,6 +121,7 @@ def started_group(
             assert pipe is not None
             _register(pipes, pipe, selectors.EVENT_READ, tail)
         try:
+            held.release()
             yield finish
         finally:
             end()
@@ -147,6 +154,32 @@ def _environment(pid: int) -> list[bytes]:
             return file.read().split(b"\0")
     except OSError:
         return []
+
+
+class _HeldSignals:
+    """Python's signal handlers wait until `release`, which may raise what they raise.
+
+    Until a program's start has returned nobody knows its pid, so nobody could end what an exception leaves behind.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+        if threading.current_thread() is threading.main_thread():  # handlers run nowhere else
+            for number in signal.valid_signals():
+                if callable(handler := signal.getsignal(number)):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._hold)
+
+    def _hold(self, number: int, _frame: FrameType | None) -> None:
+        self._came.append(number)
+
+    def release(self) -> None:
+        handlers, self._handlers = self._handlers, {}
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in self._came:
+            handlers[number](number, None)
 
 
 class _Tail:
