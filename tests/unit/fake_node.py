@@ -30,6 +30,7 @@ from flox_node.host import Completed, Host, HostFiles, RunningProcess, UnitSetti
 from flox_node.host.children import Finish
 
 CONFIG = "/etc/containerd/config.toml"
+_FILES_CLOCK = 5  # CLOCK_REALTIME_COARSE, from which the kernel takes the times of files
 SOCKET = "/run/containerd/containerd.sock"
 UNIT = "containerd.service"
 PLUGIN = "io.containerd.grpc.v1.cri"
@@ -69,7 +70,10 @@ class FakeContainerd:
         effective = self.effective()
         if effective.cri is None:
             raise OutsideError(f"containerd does not start: {effective.refused}")
-        self.started_at = time.time() - 0.05  # a file's times are up to a tick behind the clock
+        self.started_at = time.time()
+        # A file's times are up to a tick behind: what is written from now on has a later one.
+        while time.clock_gettime(_FILES_CLOCK) <= self.started_at:
+            time.sleep(0.0005)
         self.loads_cri = effective.cri.state == "ok"
         self.default = effective.cri.default_runtime
         table = effective.cri.runtimes
