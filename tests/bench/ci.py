@@ -22,7 +22,7 @@ def job() -> Sequence[Row]:
     refusals: list[float] = []
     with tempfile.TemporaryDirectory() as folder, Cluster() as cluster:
         cluster.load(helper_image(Path(folder) / "helper.tar"))
-        with FloxCluster.installed(cluster, Path(folder)):
+        with FloxCluster.installed(cluster):
             run = Executor(cluster).run
             for number in range(ROUNDS + 1):
                 flox = run(Job(f"flox-{number}", "true"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ def apply_and_idle() -> Sequence[Row]:
 
     Seconds until labelled count from the apply, over both nodes one after the other, divided by their number.
     """
-    with tempfile.TemporaryDirectory() as folder, Cluster() as cluster:
-        flox = FloxCluster(cluster, Path(folder))
+    with Cluster() as cluster:
+        flox = FloxCluster(cluster)
         started = time.monotonic()
         flox.apply()
         flox.labelled()

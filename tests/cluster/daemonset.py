@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ from tests.bed import flox, image
 from tests.cluster.cluster import Cluster
 from tests.cluster.node import Node
 from tests.cluster.objects import Object
+from tests.doubles.hub import HubData
 
 _PROGRAM = Path(sys.executable).with_name("flox-node")
 NAMESPACE = "flox-node"
@@ -21,12 +23,23 @@ USER = "system:serviceaccount:flox-node:flox-node"
 BESIDE = ("var/lib/kubelet", "var/lib/cni", "etc/cni/net.d")
 
 
+# One FloxHub for the cluster's life: what serves it on a node lives as long as that, whoever installs anew.
+_HUBS: weakref.WeakKeyDictionary[Cluster, HubData] = weakref.WeakKeyDictionary()
+_SERVED: weakref.WeakSet[Node] = weakref.WeakSet()
+
+
+def _hub(cluster: Cluster) -> HubData:
+    if cluster not in _HUBS:
+        _HUBS[cluster] = flox.publish(cluster.control_plane.scope.folder / "hub")
+    return _HUBS[cluster]
+
+
 class FloxCluster:
     """A cluster whose nodes have the image and a FloxHub each, and on which `apply` installs flox-node."""
 
-    def __init__(self, cluster: Cluster, folder: Path) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.hub = flox.publish(folder / "hub")
+        self.hub = _hub(cluster)
         for node in cluster.nodes:
             self.prepare(node)
         cluster.kubectl("create", "namespace", NAMESPACE)
@@ -36,13 +49,14 @@ class FloxCluster:
 
     @classmethod
     @contextlib.contextmanager
-    def installed(cls, cluster: Cluster, folder: Path) -> Iterator[Self]:
+    def installed(cls, cluster: Cluster) -> Iterator[Self]:
         """flox-node on every node of a cluster while the context lasts."""
-        applied = cls(cluster, folder)
+        applied = cls(cluster)
         applied.apply()
         try:
             applied.labelled()
             yield applied
+            cluster.wait_until(lambda: not applied.flox_pods(), 120, "no Flox pod is left")
             done = applied.command("uninstall", "--purge")
             assert done.returncode == 0, done.stderr
         except BaseException as error:
@@ -54,7 +68,9 @@ class FloxCluster:
     def prepare(self, node: Node) -> None:
         """What a node needs of the world: the image, as if pulled, and FloxHub."""
         node.load(image.archive())
-        flox.serve_hub(node, self.hub)
+        if node not in _SERVED:
+            flox.serve_hub(node, self.hub)
+            _SERVED.add(node)
 
     def apply(self) -> None:
         """`kubectl apply` of the one file."""
@@ -109,6 +125,11 @@ class FloxCluster:
         """Whether the DaemonSet's pod on a node is ready."""
         conditions = self.pods().get(node, {}).get("status", {}).get("conditions", [])
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+
+    def flox_pods(self) -> list[str]:
+        """The names of the pods that need the handler, those that are ending among them."""
+        found = self.cluster.get("pods", "--all-namespaces")["items"]
+        return [pod["metadata"]["name"] for pod in found if pod["spec"].get("runtimeClassName") == "flox"]
 
     def logs(self) -> str:
         """What both containers of each pod wrote."""

@@ -20,7 +20,7 @@ BASH = 'words=(a "b c"); [[ ${#words[@]} == 2 ]] && hello && command -v hello'
 
 @pytest.fixture(scope="module", autouse=True)
 def flox(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Generator[FloxCluster]:
-    with FloxCluster.installed(cluster, tmp_path_factory.mktemp("ci")) as installed:
+    with FloxCluster.installed(cluster) as installed:
         yield installed
 
 

@@ -52,7 +52,7 @@ def before(cluster: Cluster, bystander: dict[str, int]) -> dict[str, dict[str, t
 @pytest.fixture(scope="module")
 def flox(cluster: Cluster, before: object, tmp_path_factory: pytest.TempPathFactory) -> Generator[FloxCluster]:
     """flox-node, applied to the cluster's two nodes and live on both."""
-    applied = FloxCluster(cluster, tmp_path_factory.mktemp("flox"))
+    applied = FloxCluster(cluster)
     applied.apply()
     try:
         applied.labelled()

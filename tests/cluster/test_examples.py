@@ -23,7 +23,7 @@ def flox(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Generato
     archive = folder / "busybox.tar"
     images.write_archive(archive, "docker.io/library/busybox:1.37", [images.busybox_layer()], {"Env": [images.PATH]})
     cluster.load(archive)
-    with FloxCluster.installed(cluster, folder) as applied:
+    with FloxCluster.installed(cluster) as applied:
         yield applied
 
 

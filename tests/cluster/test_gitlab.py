@@ -30,7 +30,7 @@ def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Gen
     folder = tmp_path_factory.mktemp("gitlab")
     entry = image_with_a_shell(folder / "entry.tar", ENTRY, ["/bin/busybox", "env", "ENTERED=yes"])
     cluster.load(helper_image(folder / "helper.tar"), entry)
-    with FloxCluster.installed(cluster, folder) as installed:
+    with FloxCluster.installed(cluster) as installed:
         hello = catalog_package("hello", {"out": store.binary_cache().hello_store_path})
         failing = "export SECRET=kept\necho the database is not there >&2\nexit 9\n"
         installed.hub.publish("ci", "badhook", lockfile([hello], hook=failing))

@@ -48,15 +48,17 @@ class InCluster(Transport):
         timeout: float,
     ) -> Iterator[http.client.HTTPResponse]:
         """See `Transport.open`. One connection a request: they are few, and an idle one may be closed at any time."""
-        token = (self._account / "token").read_text().strip()
-        identity = {"Authorization": f"Bearer {token}", "User-Agent": "flox-node"}
         data = None if body is None else json.dumps(body).encode()
         whole = f"{target}?{urlencode(query)}" if query else target
         with contextlib.closing(
             http.client.HTTPSConnection(*self._address, context=self._tls, timeout=timeout)
         ) as connection:
-            connection.request(method, whole, data, {**headers, **identity})
+            connection.request(method, whole, data, {**headers, **self._identity(), "User-Agent": "flox-node"})
             yield connection.getresponse()
+
+    def _identity(self) -> dict[str, str]:
+        """Who asks: the token is read anew each time, since the kubelet replaces it."""
+        return {"Authorization": f"Bearer {(self._account / 'token').read_text().strip()}"}
 
     def unreachable(self) -> tuple[type[Exception], ...]:
         """See `Transport.unreachable`."""
