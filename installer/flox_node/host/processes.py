@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,15 +102,18 @@ class Processes:
         return None
 
     def started_at(self, pid: int) -> float | None:
-        """When a process was started, in seconds since the epoch; None when it is gone. PID 1's is the node's boot."""
-        proc = self._files.real("/proc")
+        """When a process was started, in seconds since the epoch; None when it is gone. PID 1's is the node's boot.
+
+        To one tick of the clock (10 ms), rounded up: who writes a file and then starts the process that reads it has
+        written it before. `btime` of /proc/stat would be right to a second only.
+        """
+        stat = self._files.real("/proc") / str(pid) / "stat"
         try:
-            ticks = int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[19])
-            lines = (proc / "stat").read_text().splitlines()
+            ticks = int(stat.read_text().rpartition(")")[2].split()[19])
         except (OSError, IndexError, ValueError):
             return None
-        boot = next(int(line.split()[1]) for line in lines if line.startswith("btime "))
-        return boot + ticks / os.sysconf("SC_CLK_TCK")
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return boot + (ticks + 1) / os.sysconf("SC_CLK_TCK")
 
     def describe(self, pid: int) -> RunningProcess | None:
         """What procfs says of one process, or None when it is gone or a kernel thread."""

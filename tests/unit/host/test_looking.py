@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -112,12 +114,15 @@ def test_a_folder_is_tried_by_a_real_write_and_nothing_of_it_stays(tmp_path: Pat
     assert space(host, "/opt/not/there").free_bytes > 0
 
 
-def test_the_start_of_a_process_is_told_in_seconds_since_the_epoch() -> None:
-    import time
-
-    started = Processes("/").started_at(os.getpid())
-    assert started is not None
-    assert time.time() - 3600 < started <= time.time() + 1
+def test_the_start_of_a_process_is_told_so_exactly_that_what_was_written_before_it_is_before(tmp_path: Path) -> None:
+    for _ in range(20):
+        file = tmp_path / "read-at-the-start"
+        file.write_text("x")
+        with subprocess.Popen(["sleep", "100"]) as process:
+            started = Processes("/").started_at(process.pid)
+            process.kill()
+        assert started is not None
+        assert file.stat().st_ctime <= started <= time.time() + 0.02
     assert Processes("/").started_at(2**22 + 1) is None
 
 
