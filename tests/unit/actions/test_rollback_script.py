@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.machine import program
+
 SCRIPT = Path(__file__).parents[3] / "installer/flox_node/actions/units/flox-node-rollback.sh"
 
 
@@ -34,7 +36,7 @@ class Armed:
 
     def fire(self, mode: str, shell: str) -> int:
         environment = {"PATH": f"{self.root}/programs:{os.environ['PATH']}"}
-        words = ["busybox", "sh"] if shell == "busybox" else [shell]
+        words = [program("busybox"), "sh"] if shell == "busybox" else [shell]
         return subprocess.run([*words, SCRIPT, mode, str(self.root)], env=environment, check=False).returncode
 
     @property

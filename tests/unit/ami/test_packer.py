@@ -11,7 +11,7 @@ from typing import Any
 import hcl2
 import pytest
 
-from tests.unit.ami.machine import program
+from tests.unit.machine import program
 
 AMI = Path(__file__).parents[3] / "ami"
 VALUES = {

@@ -20,7 +20,7 @@ import pytest
 from flox_node.payload import registry
 from flox_node.payload.fetch import Access
 from tests.doubles.server import Registry, Request, serving
-from tests.unit.ami.machine import program
+from tests.unit.machine import program
 
 AMI = Path(__file__).parents[3] / "ami"
 SCRIPTS = (AMI / "bootstrap.sh", *sorted((AMI / "scripts").glob("*.sh")))

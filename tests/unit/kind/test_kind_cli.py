@@ -10,6 +10,7 @@ import yaml
 
 from flox_node.cli import app
 from flox_node.cli.output import run
+from tests.unit.machine import program
 
 UP = Path(__file__).parents[3] / "daemonset/kind/up.sh"
 
@@ -43,9 +44,8 @@ def test_the_script_hands_its_words_to_the_command_on_the_path(shell: list[str],
     command.write_text("#!/bin/sh\nprintf '%s|' \"$@\"\n")
     command.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*shell, str(UP), "--nodes", "3", "--name", "a b"], env=environment, capture_output=True, text=True, check=True
-    )
+    words = [program(shell[0]), *shell[1:], str(UP), "--nodes", "3", "--name", "a b"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "kind|up|--nodes|3|--name|a b|"
 
 

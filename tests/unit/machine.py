@@ -1,4 +1,4 @@
-"""The programs of this machine that judge ami/: Debian's, installed where a test asks for one and it may."""
+"""The programs of this machine that unit tests run: Debian's, installed where a test asks for one and it may."""
 
 from __future__ import annotations
 
