@@ -8,7 +8,8 @@
 # Settings, from the environment or from /etc/flox-node/bootstrap.env:
 #   FLOX_NODE_PAYLOAD      https://..., file:///... or oci://REGISTRY/NAME@sha256:DIGEST
 #   FLOX_NODE_SHA256       of the archive; an oci:// reference needs none
-#   FLOX_NODE_BEARER_FILE, FLOX_NODE_BASIC_FILE (user:password), FLOX_NODE_CA   files, for a server that wants them
+#   FLOX_NODE_BEARER_FILE, FLOX_NODE_BASIC_FILE (user:password), FLOX_NODE_CA   files, for a server that wants them; a
+#                          registry that wants a token is asked for one, with the user and password if they are there
 #   FLOX_NODE_PATIENCE_S   how long to try, 600 by default
 #   https_proxy, no_proxy  as curl knows them
 #
@@ -18,8 +19,10 @@
 # what Karpenter and eksctl set.
 set -eu
 umask 022
+set -a # curl is to see a proxy that stands there
 # shellcheck source=/dev/null
 [ ! -r /etc/flox-node/bootstrap.env ] || . /etc/flox-node/bootstrap.env
+set +a
 
 mode=${1-}
 state=/var/lib/flox-node
@@ -28,7 +31,8 @@ fragment=/etc/eks/nodeadm.d/50-flox-node.yaml
 patience=${FLOX_NODE_PATIENCE_S:-600}
 payload=${FLOX_NODE_PAYLOAD-}
 : "${FLOX_NODE_SHA256:=}"
-wanted=$(printf '%s' "${FLOX_NODE_SHA256#sha256:}" | tr A-F a-f)
+given=$(printf '%s' "${FLOX_NODE_SHA256#sha256:}" | tr A-F a-f)
+token=
 started=$(date +%s)
 
 say() {
@@ -52,6 +56,11 @@ digest_is() { # file digest
     [ "$(sha256sum <"$1" | cut -d' ' -f1)" = "$2" ]
 }
 
+is_digest() { # text
+    case $1 in *[!0-9a-f]*) return 1 ;; esac
+    [ "${#1}" = 64 ]
+}
+
 quoted() { # a value in curl's configuration
     printf '%s' "$1" | sed 's/[\\"]/\\&/g'
 }
@@ -61,14 +70,14 @@ quoted() { # a value in curl's configuration
 options() { # url
     printf 'url = "%s"\n' "$(quoted "$1")"
     [ -z "${FLOX_NODE_CA-}" ] || printf 'cacert = "%s"\n' "$(quoted "$FLOX_NODE_CA")"
-    if [ -n "${FLOX_NODE_BEARER_FILE-}" ]; then
-        printf 'header = "Authorization: Bearer %s"\n' "$(quoted "$(cat "$FLOX_NODE_BEARER_FILE")")"
+    if [ -n "$token" ]; then
+        printf 'header = "Authorization: Bearer %s"\n' "$(quoted "$token")"
     elif [ -n "${FLOX_NODE_BASIC_FILE-}" ]; then
         printf 'user = "%s"\n' "$(quoted "$(cat "$FLOX_NODE_BASIC_FILE")")"
     fi
 }
 
-ask() { # url file curl's-own-options...: curl's exit code, 22 where the server refuses
+request() { # url file curl's-own-options...: curl's exit code, 22 where the server refuses
     url=$1 file=$2
     shift 2
     remaining=$(left)
@@ -76,7 +85,45 @@ ask() { # url file curl's-own-options...: curl's exit code, 22 where the server 
     case $url in http://*) protocols=http,https ;; file://*) protocols='file' ;; *) protocols=https ;; esac
     options "$url" | curl --config - --silent --show-error --fail --location --max-redirs 5 --output "$file" \
         --proto "=$protocols" --proto-redir "=$protocols" --connect-timeout 10 --speed-limit 1024 --speed-time "${FLOX_NODE_STALL_S:-30}" \
-        --max-time "$remaining" "$@" 2>"$work/curl.err"
+        --max-time "$remaining" --write-out '%header{www-authenticate}' "$@" >"$work/challenge" 2>"$work/curl.err"
+}
+
+refusal() { # the HTTP status of the last request that was refused
+    # curl: (22) The requested URL returned error: 403
+    sed -n 's/.*returned error: \([0-9]*\).*/\1/p' "$work/curl.err"
+}
+
+ask() { # as `request`, with a token where a registry wants one
+    asking=0
+    request "$@" || asking=$?
+    case $payload:$asking:$(refusal) in
+    oci://*:22:401) log_in && request "$@" ;;
+    *) return "$asking" ;;
+    esac
+}
+
+# A registry that wants tokens says where it gives them, and what for: Bearer realm="...",service="...",scope="...".
+# A login is for that place alone; what it gives is for the registry.
+log_in() {
+    challenge=$(sed -n 's/^[Bb]earer */,/p' "$work/challenge")
+    realm=$(challenged realm) token=
+    case $realm in
+    https://* | "$scheme://$host/"*) ;;
+    '') return 22 ;;
+    *) fail "the registry names $realm as the place to log in, which is not encrypted." ;;
+    esac
+    request "$realm" "$work/token" --get --data-urlencode "service=$(challenged service)" \
+        --data-urlencode "scope=$(challenged scope)" || return
+    for name in access_token token; do
+        found=$(tr -d '\n' <"$work/token" | sed -n 's/.*"'$name'" *: *"\([^"]*\)".*/\1/p')
+        token=${found:-$token}
+    done
+    rm -f "$work/token"
+    [ -n "$token" ] || fail "the registry's login answers without a token."
+}
+
+challenged() { # name
+    printf '%s' "$challenge" | sed -n 's/.*, *'"$1"'="\([^"]*\)".*/\1/p'
 }
 
 # What may pass is tried again, longer apart each time, until the patience ends; a refusal is final at once.
@@ -87,11 +134,11 @@ patiently() { # what command...
         code=0
         "$@" || code=$?
         [ "$code" != 0 ] || return 0
-        # curl: (22) The requested URL returned error: 403
-        status=$(sed -n 's/.*returned error: \([0-9]*\).*/\1/p' "$work/curl.err")
+        status=$(refusal)
         case $code:$status in
         22:408 | 22:425 | 22:429 | 22:5??) ;;
         22:*) fail "$what is refused: HTTP $status." ;;
+        23:*) rm -f "$work"/*.part && fail "$what cannot be stored, is there space on the disk? $(told)." ;;
         3:* | 60:* | 77:*) fail "$what cannot be fetched: $(told)." ;;
         esac
         [ "$(left)" -gt "$pause" ] || fail "$what could not be fetched in $patience s: $(told)."
@@ -138,7 +185,6 @@ shown() { # url
 
 # oci://REGISTRY/NAME@sha256:DIGEST: the manifest must have that digest, and names the digest of the archive.
 locate() {
-    digest=${payload##*@sha256:}
     name=${payload#oci://}
     name=${name%@*}
     case ${name##*/} in *:*) name=${name%:*} ;; esac
@@ -153,18 +199,18 @@ locate() {
     wanted=$(printf '%s' "$layer" | sed -n 's/.*"digest": *"sha256:\([0-9a-f]\{64\}\)".*/\1/p')
     case $layer in *'"application/vnd.flox-node.payload.v1.tar+'*) ;; *) wanted= ;; esac
     [ -n "$wanted" ] || fail "$payload is no payload of flox-node."
+    [ "${given:-$wanted}" = "$wanted" ] || fail "$payload has the SHA-256 $wanted, not $given."
     location=$base/blobs/sha256:$wanted
 }
 
 unpack() { # archive folder
-    rm -rf "$2"
-    mkdir -p "$2"
+    rm -rf "$2" && mkdir -p "$2" || return
     case $(od -An -tx1 -N4 "$1" | tr -d ' ') in
     28b52ffd)
         command -v zstd >/dev/null || fail "this machine has no zstd: use a payload in .tar.gz."
-        zstd -dcq "$1" | tar -xf - -C "$2"
+        zstd -dcq "$1" | tar -xf - -C "$2" || return
         ;;
-    1f8b*) gzip -dcq "$1" 2>/dev/null | tar -xf - -C "$2" ;;
+    1f8b*) gzip -dcq "$1" 2>/dev/null | tar -xf - -C "$2" || return ;;
     *) fail "the payload is compressed with neither zstd nor gzip." ;;
     esac
     [ -s "$2/manifest.json" ] || fail "the archive is no payload."
@@ -193,26 +239,33 @@ hand_over() { # payload arguments...
 }
 
 is_done() {
-    [ -e "$fragment" ] && [ -x /opt/flox-node/bin/flox-node ] &&
-        [ "$(cat "$state/bootstrapped" 2>/dev/null)" = "$payload $wanted" ]
+    [ -e "$fragment" ] && [ -x /opt/flox-node/bin/flox-node ] && [ "$(cat "$state/bootstrapped" 2>/dev/null)" = "$digest" ]
 }
 
 [ -n "$payload" ] || fail "FLOX_NODE_PAYLOAD is not set."
 case $payload in
-oci://*@sha256:*) ;;
-https://* | http://* | file://*) [ -n "$wanted" ] || fail "FLOX_NODE_SHA256 is not set." ;;
+oci://*@sha256:*) digest=${payload##*@sha256:} ;;
+https://* | http://* | file://*) digest=$given ;;
 *) fail "FLOX_NODE_PAYLOAD is neither https:// nor file:// nor oci://...@sha256:..." ;;
 esac
+[ -n "$digest" ] || fail "FLOX_NODE_SHA256 is not set."
+if ! is_digest "$digest" || ! is_digest "${given:-$digest}"; then fail "a SHA-256 has 64 hexadecimal digits."; fi
+for file in "${FLOX_NODE_BEARER_FILE-}" "${FLOX_NODE_BASIC_FILE-}" "${FLOX_NODE_CA-}"; do
+    [ -z "$file" ] || [ -r "$file" ] || fail "$file cannot be read."
+done
+[ -z "${FLOX_NODE_BEARER_FILE-}" ] || token=$(cat "$FLOX_NODE_BEARER_FILE")
+
+mkdir -p "$state"
+chmod 700 "$state"
+exec 9<"$state"
+flock -w "$patience" 9 || fail "another bootstrap does not end."
+# By its digest: a URL that is signed anew serves the same payload, and its signature is no business of the disk's.
 if is_done; then
     say "this node has this payload already."
     exit 0
 fi
-mkdir -p "$state"
-chmod 700 "$state"
 mkdir -p "$work"
-exec 9>"$work/lock"
-flock -w "$patience" 9 || fail "another bootstrap does not end."
-asked=$payload\ $wanted
+wanted=$given
 location=$payload
 case $payload in oci://*) locate ;; esac
 archive=$work/$wanted.part
@@ -228,7 +281,7 @@ else
 fi
 hand_over "$work/payload" install "$@" || fail "the installation failed, see above."
 rm -rf "$work"
-printf '%s\n' "$asked" >"$state/bootstrapped"
+printf '%s\n' "$digest" >"$state/bootstrapped"
 phase "installed"
 if [ "$mode" != --image-build ] && [ $# -gt 0 ]; then
     # This boot did not know of the units when it began; they wait for nodeadm by themselves.

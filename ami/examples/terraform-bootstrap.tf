@@ -29,7 +29,9 @@ module "flox_nodes" {
       export FLOX_NODE_SHA256='0000000000000000000000000000000000000000000000000000000000000000'
       set -eu
       umask 022
+      set -a # curl is to see a proxy that stands there
       [ ! -r /etc/flox-node/bootstrap.env ] || . /etc/flox-node/bootstrap.env
+      set +a
       mode=$${1-}
       state=/var/lib/flox-node
       work=$state/bootstrap
@@ -37,7 +39,8 @@ module "flox_nodes" {
       patience=$${FLOX_NODE_PATIENCE_S:-600}
       payload=$${FLOX_NODE_PAYLOAD-}
       : "$${FLOX_NODE_SHA256:=}"
-      wanted=$(printf '%s' "$${FLOX_NODE_SHA256#sha256:}" | tr A-F a-f)
+      given=$(printf '%s' "$${FLOX_NODE_SHA256#sha256:}" | tr A-F a-f)
+      token=
       started=$(date +%s)
       say() {
           printf 'flox-node: %s\n' "$*" >&2
@@ -55,19 +58,23 @@ module "flox_nodes" {
       digest_is() { # file digest
           [ "$(sha256sum <"$1" | cut -d' ' -f1)" = "$2" ]
       }
+      is_digest() { # text
+          case $1 in *[!0-9a-f]*) return 1 ;; esac
+          [ "$${#1}" = 64 ]
+      }
       quoted() { # a value in curl's configuration
           printf '%s' "$1" | sed 's/[\\"]/\\&/g'
       }
       options() { # url
           printf 'url = "%s"\n' "$(quoted "$1")"
           [ -z "$${FLOX_NODE_CA-}" ] || printf 'cacert = "%s"\n' "$(quoted "$FLOX_NODE_CA")"
-          if [ -n "$${FLOX_NODE_BEARER_FILE-}" ]; then
-              printf 'header = "Authorization: Bearer %s"\n' "$(quoted "$(cat "$FLOX_NODE_BEARER_FILE")")"
+          if [ -n "$token" ]; then
+              printf 'header = "Authorization: Bearer %s"\n' "$(quoted "$token")"
           elif [ -n "$${FLOX_NODE_BASIC_FILE-}" ]; then
               printf 'user = "%s"\n' "$(quoted "$(cat "$FLOX_NODE_BASIC_FILE")")"
           fi
       }
-      ask() { # url file curl's-own-options...: curl's exit code, 22 where the server refuses
+      request() { # url file curl's-own-options...: curl's exit code, 22 where the server refuses
           url=$1 file=$2
           shift 2
           remaining=$(left)
@@ -75,7 +82,38 @@ module "flox_nodes" {
           case $url in http://*) protocols=http,https ;; file://*) protocols='file' ;; *) protocols=https ;; esac
           options "$url" | curl --config - --silent --show-error --fail --location --max-redirs 5 --output "$file" \
               --proto "=$protocols" --proto-redir "=$protocols" --connect-timeout 10 --speed-limit 1024 --speed-time "$${FLOX_NODE_STALL_S:-30}" \
-              --max-time "$remaining" "$@" 2>"$work/curl.err"
+              --max-time "$remaining" --write-out '%header{www-authenticate}' "$@" >"$work/challenge" 2>"$work/curl.err"
+      }
+      refusal() { # the HTTP status of the last request that was refused
+          sed -n 's/.*returned error: \([0-9]*\).*/\1/p' "$work/curl.err"
+      }
+      ask() { # as `request`, with a token where a registry wants one
+          asking=0
+          request "$@" || asking=$?
+          case $payload:$asking:$(refusal) in
+          oci://*:22:401) log_in && request "$@" ;;
+          *) return "$asking" ;;
+          esac
+      }
+      log_in() {
+          challenge=$(sed -n 's/^[Bb]earer */,/p' "$work/challenge")
+          realm=$(challenged realm) token=
+          case $realm in
+          https://* | "$scheme://$host/"*) ;;
+          '') return 22 ;;
+          *) fail "the registry names $realm as the place to log in, which is not encrypted." ;;
+          esac
+          request "$realm" "$work/token" --get --data-urlencode "service=$(challenged service)" \
+              --data-urlencode "scope=$(challenged scope)" || return
+          for name in access_token token; do
+              found=$(tr -d '\n' <"$work/token" | sed -n 's/.*"'$name'" *: *"\([^"]*\)".*/\1/p')
+              token=$${found:-$token}
+          done
+          rm -f "$work/token"
+          [ -n "$token" ] || fail "the registry's login answers without a token."
+      }
+      challenged() { # name
+          printf '%s' "$challenge" | sed -n 's/.*, *'"$1"'="\([^"]*\)".*/\1/p'
       }
       patiently() { # what command...
           what=$1 pause=1
@@ -84,10 +122,11 @@ module "flox_nodes" {
               code=0
               "$@" || code=$?
               [ "$code" != 0 ] || return 0
-              status=$(sed -n 's/.*returned error: \([0-9]*\).*/\1/p' "$work/curl.err")
+              status=$(refusal)
               case $code:$status in
               22:408 | 22:425 | 22:429 | 22:5??) ;;
               22:*) fail "$what is refused: HTTP $status." ;;
+              23:*) rm -f "$work"/*.part && fail "$what cannot be stored, is there space on the disk? $(told)." ;;
               3:* | 60:* | 77:*) fail "$what cannot be fetched: $(told)." ;;
               esac
               [ "$(left)" -gt "$pause" ] || fail "$what could not be fetched in $patience s: $(told)."
@@ -126,7 +165,6 @@ module "flox_nodes" {
           printf '%s' "$${1%%\?*}"
       }
       locate() {
-          digest=$${payload##*@sha256:}
           name=$${payload#oci://}
           name=$${name%@*}
           case $${name##*/} in *:*) name=$${name%:*} ;; esac
@@ -141,17 +179,17 @@ module "flox_nodes" {
           wanted=$(printf '%s' "$layer" | sed -n 's/.*"digest": *"sha256:\([0-9a-f]\{64\}\)".*/\1/p')
           case $layer in *'"application/vnd.flox-node.payload.v1.tar+'*) ;; *) wanted= ;; esac
           [ -n "$wanted" ] || fail "$payload is no payload of flox-node."
+          [ "$${given:-$wanted}" = "$wanted" ] || fail "$payload has the SHA-256 $wanted, not $given."
           location=$base/blobs/sha256:$wanted
       }
       unpack() { # archive folder
-          rm -rf "$2"
-          mkdir -p "$2"
+          rm -rf "$2" && mkdir -p "$2" || return
           case $(od -An -tx1 -N4 "$1" | tr -d ' ') in
           28b52ffd)
               command -v zstd >/dev/null || fail "this machine has no zstd: use a payload in .tar.gz."
-              zstd -dcq "$1" | tar -xf - -C "$2"
+              zstd -dcq "$1" | tar -xf - -C "$2" || return
               ;;
-          1f8b*) gzip -dcq "$1" 2>/dev/null | tar -xf - -C "$2" ;;
+          1f8b*) gzip -dcq "$1" 2>/dev/null | tar -xf - -C "$2" || return ;;
           *) fail "the payload is compressed with neither zstd nor gzip." ;;
           esac
           [ -s "$2/manifest.json" ] || fail "the archive is no payload."
@@ -175,25 +213,30 @@ module "flox_nodes" {
           ' sh "$root" "$from" "$program" "$@" --host-root /host --payload /payload
       }
       is_done() {
-          [ -e "$fragment" ] && [ -x /opt/flox-node/bin/flox-node ] &&
-              [ "$(cat "$state/bootstrapped" 2>/dev/null)" = "$payload $wanted" ]
+          [ -e "$fragment" ] && [ -x /opt/flox-node/bin/flox-node ] && [ "$(cat "$state/bootstrapped" 2>/dev/null)" = "$digest" ]
       }
       [ -n "$payload" ] || fail "FLOX_NODE_PAYLOAD is not set."
       case $payload in
-      oci://*@sha256:*) ;;
-      https://* | http://* | file://*) [ -n "$wanted" ] || fail "FLOX_NODE_SHA256 is not set." ;;
+      oci://*@sha256:*) digest=$${payload##*@sha256:} ;;
+      https://* | http://* | file://*) digest=$given ;;
       *) fail "FLOX_NODE_PAYLOAD is neither https:// nor file:// nor oci://...@sha256:..." ;;
       esac
+      [ -n "$digest" ] || fail "FLOX_NODE_SHA256 is not set."
+      if ! is_digest "$digest" || ! is_digest "$${given:-$digest}"; then fail "a SHA-256 has 64 hexadecimal digits."; fi
+      for file in "$${FLOX_NODE_BEARER_FILE-}" "$${FLOX_NODE_BASIC_FILE-}" "$${FLOX_NODE_CA-}"; do
+          [ -z "$file" ] || [ -r "$file" ] || fail "$file cannot be read."
+      done
+      [ -z "$${FLOX_NODE_BEARER_FILE-}" ] || token=$(cat "$FLOX_NODE_BEARER_FILE")
+      mkdir -p "$state"
+      chmod 700 "$state"
+      exec 9<"$state"
+      flock -w "$patience" 9 || fail "another bootstrap does not end."
       if is_done; then
           say "this node has this payload already."
           exit 0
       fi
-      mkdir -p "$state"
-      chmod 700 "$state"
       mkdir -p "$work"
-      exec 9>"$work/lock"
-      flock -w "$patience" 9 || fail "another bootstrap does not end."
-      asked=$payload\ $wanted
+      wanted=$given
       location=$payload
       case $payload in oci://*) locate ;; esac
       archive=$work/$wanted.part
@@ -208,7 +251,7 @@ module "flox_nodes" {
       fi
       hand_over "$work/payload" install "$@" || fail "the installation failed, see above."
       rm -rf "$work"
-      printf '%s\n' "$asked" >"$state/bootstrapped"
+      printf '%s\n' "$digest" >"$state/bootstrapped"
       phase "installed"
       if [ "$mode" != --image-build ] && [ $# -gt 0 ]; then
           { systemctl daemon-reload && systemctl start --no-block flox-node-boot.service flox-node-gc.timer; } ||

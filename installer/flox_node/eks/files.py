@@ -26,6 +26,11 @@ _AFTER = """\
 # Then, once for the cluster: the RuntimeClass, and the reporter that lifts the startup taint:
 #   kubectl apply -k daemonset/overlays/baked
 """
+_AFTER_WITHOUT_HANDLERS = """\
+# Then, once for the cluster: the RuntimeClass, and the DaemonSet, which adopts these nodes and lifts the startup taint
+# (its reporter alone could not: kubelets tell of handlers since Kubernetes 1.31):
+#   kubectl apply -f daemonset/flox-node.yaml
+"""
 
 
 def nodegroup(group: Group) -> str:
@@ -36,7 +41,7 @@ def nodegroup(group: Group) -> str:
     lines = [
         f"# {_purpose(group)}",
         f"#   eksctl create nodegroup --config-file {group.name}.yaml",
-        *_AFTER.splitlines(),
+        *_after(group),
         "apiVersion: eksctl.io/v1alpha5",
         "kind: ClusterConfig",
         "metadata:",
@@ -93,7 +98,7 @@ def karpenter(group: Group) -> str:
     lines = [
         f"# {_purpose(group)}",
         f"#   kubectl apply -f {group.name}.yaml",
-        *_AFTER.splitlines(),
+        *_after(group),
         "apiVersion: karpenter.sh/v1",
         "kind: NodePool",
         "metadata:",
@@ -181,7 +186,7 @@ def terraform(group: Group) -> str:
     ]
     lines = [
         f"# {_purpose(group)}",
-        *_AFTER.splitlines(),
+        *_after(group),
         'variable "subnet_ids" {',
         "  type = list(string)",
         "}",
@@ -237,6 +242,10 @@ def terraform(group: Group) -> str:
 def _purpose(group: Group) -> str:
     how = "their image has all" if group.is_baked else "the stock image, made so at the first boot"
     return f"Flox nodes on EKS (AL2023): {how}."
+
+
+def _after(group: Group) -> list[str]:
+    return (_AFTER if group.tells_handlers else _AFTER_WITHOUT_HANDLERS).splitlines()
 
 
 def _labels(group: Group) -> list[tuple[str, str]]:

@@ -75,7 +75,7 @@ class Group:
         for name, value in self.labels.items():
             if not _LABEL.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise UsageError(f"{name}={value} is no label.")
-        if int(self.kubernetes.partition(".")[2]) < 28:
+        if self._minor < 28:
             raise UsageError(f"Kubernetes {self.kubernetes} is too old for AL2023.")
 
     @property
@@ -86,7 +86,16 @@ class Group:
     @property
     def containerd(self) -> str:
         """The release line of containerd in EKS' images for this Kubernetes."""
-        return "1.7" if int(self.kubernetes.partition(".")[2]) < 30 else "2.1"
+        return "1.7" if self._minor < 30 else "2.1"
+
+    @property
+    def tells_handlers(self) -> bool:
+        """Whether its kubelets report runtime handlers; before 1.31 that is behind a feature gate."""
+        return self._minor >= 31
+
+    @property
+    def _minor(self) -> int:
+        return int(self.kubernetes.partition(".")[2])
 
 
 def require_payload(group: Group) -> None:

@@ -197,6 +197,19 @@ def test_an_autoscaler_makes_the_first_node_for_a_flox_pod_and_the_taint_is_one_
     assert keys == set(STARTUP_TAINTS)
 
 
+@pytest.mark.parametrize(
+    ("kubernetes", "lifts"), [("1.30", "daemonset/flox-node.yaml"), ("1.31", "daemonset/overlays/baked")]
+)
+def test_what_lifts_the_taint_can_see_the_handler(kubernetes: str, lifts: str) -> None:
+    for what in ("nodegroup", "karpenter", "terraform"):
+        found = [
+            path
+            for path in ("daemonset/flox-node.yaml", "daemonset/overlays/baked")
+            if path in printed(what, *IMAGE, *GROUP, "--kubernetes", kubernetes)
+        ]
+        assert found == [lifts]
+
+
 def test_the_runtime_class_is_the_manifests_own() -> None:
     mine = next(d for d in yaml.safe_load_all(printed("karpenter", *IMAGE, *GROUP)) if d["kind"] == "RuntimeClass")
     assert mine == yaml.safe_load((DAEMONSET / "base/runtime-class.yaml").read_text())

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,7 +147,10 @@ def test_a_node_is_made_once_and_a_second_run_asks_nobody(machine: Machine) -> N
         again = machine.run(f"{server.url}/p?{SECRET}")
         assert (again.returncode, len(server.seen)) == (0, 1)
         assert machine.text("unshare").count("install") == 1
-    assert SECRET not in done.stderr + machine.text("syslog") + machine.text("console")
+        signed_anew = machine.run(f"{server.url}/p?X-Amz-Signature=another")
+        assert (signed_anew.returncode, len(server.seen)) == (0, 1)
+    told = done.stderr + machine.text("syslog") + machine.text("console")
+    assert SECRET not in told + machine.text("var/lib/flox-node/bootstrapped")
 
 
 def test_on_a_node_that_runs_it_is_a_plain_install_and_in_a_build_nothing_is_started(dash: Machine) -> None:
@@ -199,12 +203,13 @@ def test_what_may_pass_does(dash: Machine, trouble: Callable[[Request], None]) -
     assert dash.is_installed
 
 
+@pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("left", [BODY[:5000], BODY, b"another file", BODY + b"more"], ids=len)
-def test_what_an_interrupted_run_left_is_gone_on_with_or_thrown_away(dash: Machine, left: bytes) -> None:
+def test_what_an_interrupted_run_left_is_gone_on_with_or_thrown_away(dash: Machine, left: bytes, ranges: bool) -> None:
     work = dash.root / "var/lib/flox-node/bootstrap"
     work.mkdir(parents=True)
     (work / f"{SHA256}.part").write_bytes(left)
-    with serving(lambda request: request.send_file(BODY)) as server:
+    with serving(lambda request: request.send_file(BODY, ranges=ranges)) as server:
         done = dash.run(f"{server.url}/p")
     assert done.returncode == 0, done.stderr
     assert dash.is_installed
@@ -229,7 +234,7 @@ def test_a_failure_installs_nothing_and_is_told_everywhere(
     assert done.returncode == 1
     assert not dash.is_installed
     assert dash.text("unshare") == ""
-    assert not [name for name in dash.left() if name not in ("bootstrap", "lock", "curl.err", f"{SHA256}.part")]
+    assert not [name for name in dash.left() if name not in ("bootstrap", "challenge", "curl.err", f"{SHA256}.part")]
     for told in (done.stderr, dash.text("syslog"), dash.text("console")):
         assert text in told
         assert "joins its cluster without the handler" in told
@@ -244,6 +249,69 @@ def test_a_server_that_is_gone_costs_no_more_than_the_patience(dash: Machine) ->
     assert done.returncode == 1
     assert "could not be fetched in 2 s" in done.stderr
     assert SECRET not in done.stderr
+
+
+PHASES = {
+    "curl": 'curl "$@" --max-filesize 1 || :',
+    "tar": 'head -c 2000 >/dev/null; mkdir -p "$4"; echo half >"$4/manifest.json"',
+    "unshare": 'echo half >"$ROOT/etc/eks/nodeadm.d/50-flox-node.yaml"',
+    "systemctl": ":",
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_that_is_killed_in_any_phase_is_done_by_the_next_one(dash: Machine, phase: str) -> None:
+    whole = (dash.root / "bin" / phase).read_text() if (dash.root / "bin" / phase).exists() else ""
+    dash.program(phase, f"PATH=/usr/bin:/bin; {PHASES[phase]}; kill -9 $PPID")
+    with serving(lambda request: request.send_file(BODY)) as server:
+        killed = dash.run(f"{server.url}/p")
+        assert killed.returncode == -9
+        assert not (dash.root / "var/lib/flox-node/bootstrapped").exists() or phase == "systemctl"
+        (dash.root / "bin" / phase).unlink()
+        if whole:
+            dash.program(phase, whole)
+        done = dash.run(f"{server.url}/p")
+    assert done.returncode == 0, done.stderr
+    assert dash.is_installed
+    assert dash.left() == ["bootstrapped"]
+
+
+def test_two_runs_at_once_are_one_after_the_other_and_the_second_has_nothing_to_do(dash: Machine) -> None:
+    with serving(lambda request: request.send_file(BODY)) as server, ThreadPoolExecutor() as pool:
+        dash.program("unshare", f"sleep 1; {(dash.root / 'bin/unshare').read_text()}")
+        runs = list(pool.map(dash.run, [f"{server.url}/p"] * 2))
+        assert [done.returncode for done in runs] == [0, 0], [done.stderr for done in runs]
+        assert len(server.seen) == 1
+    assert dash.left() == ["bootstrapped"]
+    assert sorted("has this payload already" in done.stderr for done in runs) == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("program", "text", "wanted"),
+    [
+        ("curl", "echo 'curl: (23) Failure writing output to destination' >&2; exit 23", "cannot be stored"),
+        ("tar", 'cat >/dev/null; echo {} >"$4/manifest.json"; exit 2', "cannot be unpacked: is there space"),
+    ],
+)
+def test_a_full_disk_is_told_and_nothing_of_it_is_used(dash: Machine, program: str, text: str, wanted: str) -> None:
+    dash.program(program, text)
+    with serving(lambda request: request.send_file(BODY)) as server:
+        done = dash.run(f"{server.url}/p")
+    assert done.returncode == 1
+    assert wanted in done.stderr
+    assert dash.text("unshare") == ""
+    assert not dash.is_installed
+
+
+def test_settings_stand_in_a_file_too_and_a_proxy_there_is_used(dash: Machine) -> None:
+    with serving(lambda request: request.send_file(BODY)) as proxy:
+        (dash.root / "etc/flox-node").mkdir()
+        (dash.root / "etc/flox-node/bootstrap.env").write_text(
+            f"FLOX_NODE_PAYLOAD=http://payloads.invalid/p\nhttp_proxy={proxy.url}\n"
+        )
+        done = dash.run("")
+        assert done.returncode == 0, done.stderr
+        assert proxy.seen[0].path == "http://payloads.invalid/p"
 
 
 def test_an_installation_that_fails_is_no_bootstrap(dash: Machine) -> None:
@@ -291,10 +359,42 @@ def test_the_same_payload_comes_from_a_registry(machine: Machine) -> None:
         assert not other.is_installed
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_registry_that_wants_a_token_is_logged_in_to_and_its_storage_gets_none(machine: Machine, right: bool) -> None:
+    archive = machine.root / "p.tar.gz"
+    archive.write_bytes(BODY)
+    double = Registry(login="Basic bWU6cHc=")  # me:pw
+    (machine.root / "login").write_text("me:pw\n" if right else "me:other\n")
+    machine.settings["FLOX_NODE_BASIC_FILE"] = str(machine.root / "login")
+    with serving(double) as server, serving(lambda request: request.send_file(BODY)) as storage:
+        double.elsewhere = storage.url.replace("127.0.0.1", "localhost")
+        name = registry.Reference.parse(f"oci://127.0.0.1:{server.server_port}/team/payload")
+        pushed = registry.push(archive, name, Access("Basic bWU6cHc="))
+        done = machine.run(str(pushed), SHA256)
+        assert (done.returncode == 0) is right is machine.is_installed, done.stderr
+        assert all(request.headers.get("Authorization") is None for request in storage.seen)
+    if not right:
+        assert "is refused: HTTP 401" in done.stderr
+        assert machine.left() == ["bootstrap", "challenge", "curl.err"]
+
+
+def test_a_registry_is_not_logged_in_to_at_a_place_without_encryption(dash: Machine) -> None:
+    challenge = 'Bearer realm="http://tokens.example.org/token",service="x"'
+    (dash.root / "login").write_text("me:pw")
+    dash.settings["FLOX_NODE_BASIC_FILE"] = str(dash.root / "login")
+    with serving(lambda request: request.send(401, WWW_Authenticate=challenge)) as server:
+        done = dash.run(f"oci://127.0.0.1:{server.server_port}/p@sha256:{'0' * 64}", "")
+    assert "which is not encrypted" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("url", "sha256", "text"),
     [
         ("", SHA256, "FLOX_NODE_PAYLOAD is not set"),
+        ("https://example.org/p", "abc", "64 hexadecimal digits"),
+        ("https://example.org/p", f"{SHA256[:-1]}g", "64 hexadecimal digits"),
+        ("oci://example.org/p@sha256:abc", "", "64 hexadecimal digits"),
+        ("oci://example.org/p@sha256:" + "0" * 64, "abc", "64 hexadecimal digits"),
         ("https://example.org/p", "", "FLOX_NODE_SHA256 is not set"),
         ("ftp://example.org/p", SHA256, "is neither"),
         ("oci://example.org/p:latest", "", "is neither"),
