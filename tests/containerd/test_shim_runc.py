@@ -238,8 +238,7 @@ def listed(node: Node, command: str) -> list[str]:
 
 def make_node(directory: Path) -> Node:
     """A node whose store holds what `make_store` makes, with a shim that was built for this folder."""
-    prefix = f"-ldflags=-X flox.dev/flox-node/shim/internal/node.prefix={directory}"
-    go_build(ROOT / "shim", directory / "flox-runtime", prefix)
+    go_build(ROOT / "shim", directory / "flox-runtime", f"-X flox.dev/flox-node/shim/internal/node.prefix={directory}")
     make_store(directory / "nix", directory)
     (directory / "usr/sbin").mkdir(parents=True)
     (directory / "usr/sbin/runc").symlink_to(releases.runc())

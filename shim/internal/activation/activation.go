@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path"
 	"strings"
+
+	"flox.dev/flox-node/shim/internal/node"
 )
+
+// MaxLock is how large the manifest.lock of an environment may be.
+const MaxLock = 16 << 20
 
 // Where the container finds what we mount into it.
 const (
@@ -136,7 +140,7 @@ func (e Environment) cudaDetection() string {
 	resolved, _, err := e.View.Resolve(path.Join(e.StorePath, "manifest.lock"))
 	if err == nil {
 		var data []byte
-		if data, err = os.ReadFile(e.View.Host(resolved)); err == nil {
+		if data, err = node.Read(e.View.Host(resolved), MaxLock); err == nil {
 			err = json.Unmarshal(data, &lock)
 		}
 	}

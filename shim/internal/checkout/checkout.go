@@ -4,11 +4,11 @@ package checkout
 
 import (
 	"encoding/json"
-	"io"
 	"os"
 	"path"
 
 	"flox.dev/flox-node/shim/internal/activation"
+	"flox.dev/flox-node/shim/internal/node"
 	"flox.dev/flox-node/shim/internal/records"
 	"flox.dev/flox-node/shim/internal/rootfs"
 )
@@ -17,8 +17,7 @@ const (
 	// Folder is the checkout in the container.
 	Folder = "/.flox"
 	// Cache is $FLOX_ENV_CACHE, as below any checkout.
-	Cache   = Folder + "/cache"
-	maxLock = 16 << 20
+	Cache = Folder + "/cache"
 )
 
 // Link is the environment's link in the checkout: `/.flox/run/x86_64-linux.hello-run`.
@@ -73,10 +72,5 @@ func read(view activation.View, lock string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := os.Open(view.Host(resolved))
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return io.ReadAll(io.LimitReader(file, maxLock))
+	return node.Read(view.Host(resolved), activation.MaxLock)
 }

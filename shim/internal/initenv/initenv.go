@@ -6,7 +6,6 @@ package initenv
 import (
 	"bytes"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -110,12 +109,16 @@ func readKept(folder string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), activation.KeptEnvironment)
-	defer file.Close()
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+	defer syscall.Close(fd)
+	var info syscall.Stat_t
+	if err := syscall.Fstat(fd, &info); err != nil || info.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return nil, errors.New("what the launcher left is no file")
 	}
-	return readAll(file)
+	data, err := node.ReadAll(fd, maxSize)
+	if errors.Is(err, node.ErrTooLarge) {
+		err = errTooBig
+	}
+	return data, err
 }
 
 func readPid(path string) (int, error) {
@@ -131,17 +134,8 @@ func readPid(path string) (int, error) {
 }
 
 func readFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return readAll(file)
-}
-
-func readAll(file *os.File) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
-	if err == nil && len(data) > maxSize {
+	data, err := node.Read(path, maxSize)
+	if errors.Is(err, node.ErrTooLarge) {
 		err = errTooBig
 	}
 	return data, err

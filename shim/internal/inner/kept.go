@@ -3,7 +3,6 @@ package inner
 import (
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,12 +76,7 @@ func kept(bundle string) (string, bool) {
 	if !filepath.IsAbs(bundle) {
 		return "", false
 	}
-	file, err := os.Open(filepath.Join(bundle, keptFile))
-	if err != nil {
-		return "", false
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxPath+1))
+	data, err := node.Read(filepath.Join(bundle, keptFile), maxPath)
 	runtime, whole := strings.CutSuffix(string(data), "\n")
 	return runtime, err == nil && whole && usable(runtime) == nil
 }
@@ -119,12 +113,7 @@ func stateOf(root, id string) (bundle string, known bool) {
 }
 
 func readState(path string, into any) error {
-	file, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxState))
+	data, err := node.Read(path, maxState)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -46,12 +45,7 @@ type Tools struct {
 
 // FindTools reads from the payload's manifest what the CLI needs.
 func FindTools() (Tools, error) {
-	file, err := os.Open(node.PayloadManifest())
-	if err != nil {
-		return Tools{}, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxManifest))
+	data, err := node.Read(node.PayloadManifest(), maxManifest)
 	if err != nil {
 		return Tools{}, err
 	}

@@ -3,7 +3,6 @@ package node
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"slices"
@@ -100,15 +99,10 @@ func DefaultPolicy() Policy {
 
 // LoadPolicy reads the policy. No file is the default policy; a damaged one is the default policy and an error.
 func LoadPolicy() (Policy, error) {
-	file, err := os.Open(Path(policyFile))
+	data, err := Read(Path(policyFile), maxPolicySize)
 	if os.IsNotExist(err) {
 		return DefaultPolicy(), nil
 	}
-	if err != nil {
-		return DefaultPolicy(), err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxPolicySize))
 	if err != nil {
 		return DefaultPolicy(), err
 	}

@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -234,12 +232,7 @@ func Decode[T interface{ Check() error }](data []byte) (T, error) {
 // Read reads the record in a file. The error of a missing file satisfies os.IsNotExist.
 func Read[T interface{ Check() error }](path string) (T, error) {
 	var none T
-	file, err := os.Open(path)
-	if err != nil {
-		return none, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxSize))
+	data, err := node.Read(path, maxSize)
 	if err != nil {
 		return none, err
 	}

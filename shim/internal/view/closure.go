@@ -9,7 +9,6 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strings"
@@ -23,12 +22,8 @@ const maxList = 16 << 20
 // Closure gives the names below /nix/store of all that a built environment needs, itself first, each once. Flox keeps the
 // list in the environment. A path that is not in the store is an error.
 func Closure(storePath string) ([]string, error) {
-	file, err := os.Open(node.Path(path.Join(storePath, "requisites.txt")))
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxList))
+	list := node.Path(path.Join(storePath, "requisites.txt"))
+	data, err := node.Read(list, maxList)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +32,7 @@ func Closure(storePath string) ([]string, error) {
 	for lines.Scan() {
 		line := lines.Text()
 		if !records.ValidStorePath(line) {
-			return nil, fmt.Errorf("%s holds %.80q, which is no store path", file.Name(), line)
+			return nil, fmt.Errorf("%s holds %.80q, which is no store path", list, line)
 		}
 		name := strings.TrimPrefix(line, "/nix/store/")
 		if seen[name] {
