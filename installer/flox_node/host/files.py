@@ -97,12 +97,15 @@ class HostFiles:
     def changed_at(self, path: str) -> float | None:
         """When what the path leads to was changed last, in seconds since the epoch; None when nothing is there.
 
-        It is the time of the inode: a file that is moved there keeps the time of its content.
+        It is the time of the inode: a file that is moved there keeps the time of its content. A link that was made to
+        point at an old file is a change, too.
         """
+        itself = self.lstat(path)
         try:
-            return self.real(path).stat().st_ctime
+            target = self.real(path).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return max(target.st_ctime, target.st_ctime if itself is None else itself.st_ctime)
 
     def lexists(self, path: str) -> bool:
         """Whether anything is there, a dangling symlink included."""

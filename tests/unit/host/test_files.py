@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_a_symlinked_file_is_replaced_where_it_leads(files: HostFiles) -> None:
     files.write_atomic("/etc/config.toml", b"new")
     assert (files.root / "etc/config.toml").is_symlink()
     assert (files.root / "etc/real.toml").read_bytes() == b"new"
+
+
+def test_a_link_that_is_turned_to_an_old_file_is_a_change(files: HostFiles) -> None:
+    (files.root / "old.toml").write_text("version = 2\n")
+    before = files.changed_at("/old.toml")
+    assert before is not None
+    while time.time() <= before + 0.05:  # the clock of files moves by ticks
+        time.sleep(0.01)
+    (files.root / "config.toml").symlink_to("old.toml")
+    changed_at = files.changed_at("/config.toml")
+    assert changed_at is not None
+    assert changed_at > before
+    assert files.changed_at("/old.toml") == before
 
 
 def test_a_concurrent_writer_is_noticed_and_nothing_of_its_is_lost(files: HostFiles) -> None:
