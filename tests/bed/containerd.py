@@ -18,6 +18,7 @@ exec containerd
 # How a command runs on the machine while it is off.
 OFFLINE = """
 mount -t overlay overlay -o "lowerdir=$2,upperdir=$1/disk,workdir=$1/work" "$1/root"
+mount --rbind /dev "$1/root/dev"
 folder=$1; shift 2
 exec chroot "$folder/root" "$@"
 """

@@ -1,14 +1,17 @@
-"""The machine that builds an image of EKS nodes, as far as the bootstrap needs it: a chroot into the disk of a box.
+"""Where the bootstrap runs: in the user data of a node, and on the machine that builds an image of EKS nodes.
 
-No systemd and no containerd runs in it. What EKS' image has and a box has not (curl, gzip, logger) comes from here.
+The latter is a chroot into the disk of a box; no systemd and no containerd runs in it. What EKS' image has and a box
+has not (curl, gzip, logger) comes from here.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 from tests.bed import cache, payload
+from tests.bed.box import NodeBox
 from tests.bed.platforms import PlatformBox
 
 AMI = Path(__file__).parents[2] / "ami"
@@ -59,3 +62,42 @@ def bake(box: PlatformBox, url: str, sha256: str) -> subprocess.CompletedProcess
     """Run the bootstrap as an image build does."""
     settings = (f"FLOX_NODE_PAYLOAD={url}", f"FLOX_NODE_SHA256={sha256}")
     return in_image(box, "env", *settings, "sh", "/tmp/bootstrap.sh", "--image-build")
+
+
+USER_DATA_UNIT = "user-data.service"
+_SERVED = "/payload.tar.gz"
+_USER_DATA = """\
+[Unit]
+After=nodeadm-config.service
+Before=containerd.service kubelet.service nodeadm-run.service
+
+[Service]
+Type=oneshot
+Environment=FLOX_NODE_PAYLOAD=file://{payload} FLOX_NODE_SHA256={sha256} FLOX_NODE_PATIENCE_S=5
+ExecStart=/bin/sh /usr/local/bin/bootstrap.sh
+"""
+# Of curl only what a file:// needs.
+_CURL_OF_FILES = f"""\
+#!/bin/sh
+for word; do [ ! "$next" ] || out=$word; next=; [ $word != --output ] || next=1; done
+exec cp {_SERVED} $out
+"""
+
+
+def put_user_data(box: NodeBox, sha256: str) -> None:
+    """Give a node that is off the bootstrap, which it runs at every boot, where cloud-init runs user data."""
+    disk = box.folder / "disk"
+    programs = disk / "usr/local/bin"
+    programs.mkdir(parents=True, exist_ok=True)
+    shutil.copy(AMI / "bootstrap.sh", programs)
+    for applet in ("gzip", "logger"):
+        (programs / applet).symlink_to("/usr/bin/busybox")
+    (programs / "curl").write_text(_CURL_OF_FILES)
+    (programs / "curl").chmod(0o755)
+    box.write(f"etc/systemd/system/{USER_DATA_UNIT}", _USER_DATA.format(payload=_SERVED, sha256=sha256))
+    (disk / f"etc/systemd/system/multi-user.target.wants/{USER_DATA_UNIT}").symlink_to(f"../{USER_DATA_UNIT}")
+
+
+def serve_payload(box: NodeBox) -> None:
+    """Let the node's user data find the payload from its next boot on; until then the server is gone."""
+    shutil.copy(archive(), box.folder / "disk" / _SERVED.lstrip("/"))

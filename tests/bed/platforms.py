@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.bed import cache, golang, releases, rootfs
 from tests.bed.box import NodeBox
 from tests.bed.config import CRI_PLUGINS, SANDBOX_IMAGE
-from tests.bed.machine import CONFIG, SOCKET
+from tests.bed.machine import CONFIG, SOCKET, Machine
 
 NEIGHBOURS = ("alone", "nvidia", "kata")
 _DOUBLE = golang.TOOLS / "platforms"
@@ -53,28 +53,34 @@ class PlatformBox(NodeBox):
 
     def __init__(self, platform: str, release: str, neighbour: str = "alone") -> None:
         """platform: a key of OUTFITS. neighbour: what else is registered: "alone" (nothing), "nvidia", "kata"."""
-        self.outfit = outfit = OUTFITS[platform](release, neighbour)
         super().__init__(release, config="")
-        disk = self.folder / "disk"
-        (disk / CONFIG).unlink()
-        self.socket = outfit.socket
-        for path, text in {**outfit.files, "/etc/os-release": outfit.os_release}.items():
-            if path.endswith("/"):
-                (disk / path.strip("/")).mkdir(parents=True, exist_ok=True)
-            else:
-                self.write(path, text)
-        for path, what in outfit.programs.items():
-            _put_program(disk / path.lstrip("/"), what, release)
-        for path, target in outfit.links.items():
-            (disk / path.lstrip("/")).symlink_to(target)
-        units = disk / "etc/systemd/system"
-        wants = units / "multi-user.target.wants"
-        wants.mkdir(parents=True, exist_ok=True)
-        for name, text in outfit.units.items():
-            (units / name).write_text(text)
-            (wants / name).symlink_to(f"../{name}")
-        for name in outfit.masked:
-            (units / name).symlink_to("/dev/null")
+        self.outfit = dress(self, platform, neighbour)
+
+
+def dress(box: Machine, platform: str, neighbour: str = "alone") -> Outfit:
+    """Make a box that is off look like a node of a platform, whatever else it is."""
+    outfit = OUTFITS[platform](box.containerd, neighbour)
+    disk = box.folder / "disk"
+    (disk / CONFIG).unlink()
+    box.socket = outfit.socket
+    for path, text in {**outfit.files, "/etc/os-release": outfit.os_release}.items():
+        if path.endswith("/"):
+            (disk / path.strip("/")).mkdir(parents=True, exist_ok=True)
+        else:
+            box.write(path, text)
+    for path, what in outfit.programs.items():
+        _put_program(disk / path.lstrip("/"), what, box.containerd)
+    for path, target in outfit.links.items():
+        (disk / path.lstrip("/")).symlink_to(target)
+    units = disk / "etc/systemd/system"
+    wants = units / "multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    for name, text in outfit.units.items():
+        (units / name).write_text(text)
+        (wants / name).symlink_to(f"../{name}")
+    for name in outfit.masked:
+        (units / name).symlink_to("/dev/null")
+    return outfit
 
 
 @functools.cache
@@ -290,10 +296,32 @@ def _eks_al2023(release: str, neighbour: str) -> Outfit:
 
 
 def _nodeadm_template(plugin: str) -> str:
-    """The default runtime has what nodeadm's own templates give it."""
+    """With all that nodeadm's own templates set.
+
+    https://github.com/awslabs/amazon-eks-ami/tree/main/nodeadm/internal/containerd
+    """
     runc = f'[plugins."{plugin}".containerd.runtimes.runc]\n'
     spec = '  base_runtime_spec = "/etc/containerd/base-runtime-spec.json"\n'
-    return f"{_cri(plugin).replace(runc, runc + spec)}  SystemdCgroup = true\n"
+    cri = _cri(plugin, extra="  enable_cdi = true\n").replace(runc, runc + spec) + "  SystemdCgroup = true\n"
+    images, discard = (_IMAGES, f'[plugins."{_IMAGES}"]\n') if plugin == _V3 else (plugin, "")
+    kept = '  default_runtime_name = "runc"\n'
+    discard += "  discard_unpacked_layers = true\n"
+    return f"""\
+root = "/var/lib/containerd"
+state = "/run/containerd"
+
+[grpc]
+address = "/run/containerd/containerd.sock"
+
+{cri if plugin == _V3 else cri.replace(kept, kept + discard)}
+{discard if plugin == _V3 else ""}
+[plugins."{plugin}".cni]
+  bin_dir = "/opt/cni/bin"
+  conf_dir = "/etc/cni/net.d"
+
+[plugins."{images}".registry]
+  config_path = "/etc/containerd/certs.d:/etc/docker/certs.d"
+"""
 
 
 def _eks_al2(release: str, neighbour: str) -> Outfit:

@@ -37,10 +37,11 @@ def _hub(cluster: Cluster) -> HubData:
 class FloxCluster:
     """A cluster whose nodes have the image and a FloxHub each, and on which `apply` installs flox-node."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, nodes: Sequence[Node] | None = None) -> None:
+        """nodes: to prepare, all of them by default; further ones by `prepare`."""
         self.cluster = cluster
         self.hub = _hub(cluster)
-        for node in cluster.nodes:
+        for node in cluster.nodes if nodes is None else nodes:
             self.prepare(node)
         cluster.kubectl("create", "namespace", NAMESPACE)
         # `kubectl apply` leaves a key alone that the manifest does not have.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -88,36 +87,12 @@ def _install(box: PlatformBox, folder: Path) -> dict[str, object]:
     return result
 
 
-USER_DATA = """\
-[Unit]
-After=nodeadm-config.service
-Before=containerd.service kubelet.service nodeadm-run.service
-
-[Service]
-Type=oneshot
-Environment=FLOX_NODE_PAYLOAD=file:///payload.tar.gz FLOX_NODE_SHA256={sha256} FLOX_NODE_PATIENCE_S=60
-ExecStart=/bin/sh /usr/local/bin/bootstrap.sh
-"""
-# What EKS' image has and the box has not; of curl only what a file:// needs.
-CURL = '#!/bin/sh\nfor word; do [ ! "$next" ] || out=$word; next=; [ $word != --output ] || next=1; done\n'
-CURL += "exec cp /payload.tar.gz $out\n"
-
-
 def stock(machines: list[object], sha256: str) -> PlatformBox:
     """A node of the stock image whose user data hold the bootstrap."""
     box = PlatformBox("eks-al2023", "2.1")
     machines.append(box)
-    disk = box.folder / "disk"
-    shutil.copy(eks.archive(), disk / "payload.tar.gz")
-    programs = disk / "usr/local/bin"
-    programs.mkdir(parents=True)
-    shutil.copy(eks.AMI / "bootstrap.sh", programs)
-    for applet in ("gzip", "logger"):
-        (programs / applet).symlink_to("/usr/bin/busybox")
-    (programs / "curl").write_text(CURL)
-    (programs / "curl").chmod(0o755)
-    box.write("etc/systemd/system/user-data.service", USER_DATA.format(sha256=sha256))
-    (disk / "etc/systemd/system/multi-user.target.wants/user-data.service").symlink_to("../user-data.service")
+    eks.put_user_data(box, sha256)
+    eks.serve_payload(box)
     return box
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from flox_node.containerd.config import schema
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.registration.nodeadm import fragment
 from flox_node.containerd.config.version import ContainerdVersion
@@ -79,6 +80,14 @@ def nodeconfig(group: Group) -> str:
             f"# For nodes of Kubernetes {group.kubernetes} (containerd {group.containerd}), the handler in user data:",
             "# a part of the type application/node.eks.aws. An image of ami/ and its bootstrap hold the same as",
             "# /etc/eks/nodeadm.d/50-flox-node.yaml. It registers no taint: that would replace those of the group.",
+            *(
+                []
+                if group.containerd < "2"
+                else [
+                    f"# Where other parts say something under {schema.CRI_GRPC}, use that id below, too: nodeadm would",
+                    "# take theirs for the old schema and ours for the new one, and containerd would not read theirs.",
+                ]
+            ),
             *text.splitlines()[1:],
         ]
     )
