@@ -25,7 +25,7 @@ from tests.unit.machine import program
 
 AMI = Path(__file__).parents[3] / "ami"
 SCRIPTS = (AMI / "bootstrap.sh", *sorted((AMI / "scripts").glob("*.sh")))
-SHELLS = (["dash"], ["busybox", "sh"])
+SHELLS = (["dash"], ["busybox", "sh"], ["bash"])  # eksctl runs it with the last one
 SECRET = "X-Amz-Signature=secret"
 
 
