@@ -24,7 +24,11 @@ _POLL_S = 0.3
 _TRIES = 4
 _HANDLER_WAIT_S = 60.0
 _HANDLER_POLL_S = 4.0  # the kubelet tells every ten seconds
-_POD_HAPPENINGS = {notices.FETCHING: PodHappening.FETCHING, notices.HOOK_FAILED: PodHappening.HOOK_FAILED}
+_POD_HAPPENINGS = {
+    notices.FETCHING: PodHappening.FETCHING,
+    notices.HOOK_FAILED: PodHappening.HOOK_FAILED,
+    notices.HUB_UNREACHABLE: PodHappening.HUB_UNREACHABLE,
+}
 
 
 class Reporter:

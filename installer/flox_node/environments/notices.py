@@ -1,6 +1,7 @@
 """What the node has to say to a pod that has no container which could: its environment is still being fetched, its
-environment's hook failed. One file a pod in `/run/flox-node/notices`, written by the handler and read by the pod of the
-DaemonSet, which makes an event of it. The shim writes the same (shim/internal/records).
+environment's hook failed, the hub that has it cannot be asked. One file a pod in `/run/flox-node/notices`, written by
+the handler and read by the pod of the DaemonSet, which makes an event of it. The shim writes the same
+(shim/internal/records).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from flox_node import atomic
 from flox_node.environments.paths import Paths
 
 SCHEMA_VERSION = 1
-FETCHING, HOOK_FAILED = "fetching", "hook-failed"
+FETCHING, HOOK_FAILED, HUB_UNREACHABLE = KINDS = "fetching", "hook-failed", "hub-unreachable"
 EVERY_S = 30.0
 """A pod whose environment is being fetched is told no more often."""
 _RECENT_S = 600.0
@@ -33,7 +34,7 @@ _BLANKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
 
 @dataclass(frozen=True)
 class Notice:
-    """One thing to tell a pod. kind: FETCHING or HOOK_FAILED; at_ms: when it was so, in milliseconds of the epoch."""
+    """One thing to tell a pod. kind: one of KINDS; at_ms: when it was so, in milliseconds of the epoch."""
 
     namespace: str
     pod: str
@@ -53,20 +54,20 @@ class Notice:
         namespace, pod, uid, kind = (str(body[name]) for name in ("namespace", "pod", "uid", "kind"))
         if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(pod) and _UID.fullmatch(uid)):
             raise ValueError("It names no pod.")
-        if kind not in (FETCHING, HOOK_FAILED):
+        if kind not in KINDS:
             raise ValueError(f"{kind[:40]!a} is no kind of notice.")
         return cls(
             namespace, pod, uid, kind, _BLANKS.sub(" ", str(body["message"])).strip()[:_LONGEST], int(body["at_ms"])
         )
 
 
-def fetching(namespace: str, pod: str, uid: str, message: str, paths: Paths) -> None:
-    """Tell a pod how far its environment's fetch is, unless it was told less than `EVERY_S` ago, by whichever try."""
+def tell(namespace: str, pod: str, uid: str, kind: str, message: str, paths: Paths) -> None:
+    """Tell a pod something; how far its fetch is, only when it was told nothing for `EVERY_S`, by whichever try."""
     file = f"{paths.notices}/{uid}.json"
     with contextlib.suppress(OSError):
-        if time.time() - os.stat(file).st_mtime < EVERY_S:
+        if kind == FETCHING and time.time() - os.stat(file).st_mtime < EVERY_S:
             return
-    notice = {"namespace": namespace, "pod": pod, "uid": uid, "kind": FETCHING, "message": message}
+    notice = {"namespace": namespace, "pod": pod, "uid": uid, "kind": kind, "message": message}
     with contextlib.suppress(OSError, ValueError):  # pods that no kubelet made have any name; a full /run stops nothing
         parsed = Notice.from_json({**notice, "at_ms": time.time_ns() // 1_000_000})
         os.makedirs(paths.notices, mode=0o700, exist_ok=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from flox_node.names import BIN, CURRENT
 
 _ENVIRONMENT_ROOTS = "/nix/var/nix/gcroots/flox-node"
 _VIEWS = "/nix/var/flox-node/views"
+_KUBELET = "/var/lib/kubelet"
 _CA_FILES = (
     "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine, Flatcar
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  # Red Hat, Amazon Linux
@@ -108,10 +110,18 @@ class Paths:
 
     def pod_volumes(self, uid: str, kubelet_root: str | None = None) -> tuple[str, ...]:
         """Where the kubelet keeps a pod's volumes: below the root that the policy names, else below every usual one."""
-        from flox_node.platforms import facts  # only a pod with a token has to know
+        usual = self._pod_volumes(_KUBELET, uid)
+        if kubelet_root:
+            return (self._pod_volumes(kubelet_root, uid),)
+        if os.path.isdir(usual):
+            return (usual,)  # one pod has one kubelet, and loading all platforms takes longer than the rest of this
 
-        kubelets = [kubelet_root] if kubelet_root else facts(lambda platform: [platform.kubelet_root])
-        return tuple(self.on_disk(f"{kubelet}/pods/{uid}/volumes") for kubelet in kubelets)
+        from flox_node.platforms import facts
+
+        return tuple(self._pod_volumes(kubelet, uid) for kubelet in facts(lambda platform: [platform.kubelet_root]))
+
+    def _pod_volumes(self, kubelet: str, uid: str) -> str:
+        return self.on_disk(f"{kubelet}/pods/{uid}/volumes")
 
     @property
     def ca_files(self) -> tuple[str, ...]:

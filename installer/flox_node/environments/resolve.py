@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from flox_node.environments import floxhub, grants, index, notices
+from flox_node.environments import floxhub, grants, index
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import (
@@ -21,6 +21,7 @@ from flox_node.environments.errors import (
     NotAllowedError,
 )
 from flox_node.environments.index import Question, Resolution
+from flox_node.environments.paths import Paths
 from flox_node.environments.protocol import Request
 from flox_node.state.policy import Policy
 
@@ -64,6 +65,7 @@ def resolve(request: Request, access: Access, deadline: Deadline) -> Resolved:
         if granted is None:
             raise
         warning = f"{error.cause} The pod gets what its token was granted {granted.age_s:.0f} s ago."
+        _tell(request, "hub-unreachable", warning, access.paths)
         return Resolved(granted.resolution, warning, {"hub": _since(began)})
     except (AccessDeniedError, EnvironmentNotFoundError):
         grants.forget(grant, access.paths)
@@ -76,8 +78,7 @@ def resolve(request: Request, access: Access, deadline: Deadline) -> Resolved:
         from flox_node.environments import fetch  # the usual call finds its answer in the index
 
         def tell(how_far: str) -> None:
-            text = f"environment {reference}: {how_far}"
-            notices.fetching(request.namespace, request.pod_name, request.pod_uid, text, access.paths)
+            _tell(request, "fetching", how_far, access.paths)
 
         resolution = fetch.join(question, access, deadline, tell)
         phases["fetch"] = _since(asked)
@@ -96,6 +97,13 @@ def check_allowed(request: Request, policy: Policy) -> None:
         raise NotAllowedError(f"the node's policy does not allow owner {owner} in namespace {request.namespace}.")
     if request.mode not in rules.modes:
         raise NotAllowedError(f"the node's policy does not allow mode {request.mode} in namespace {request.namespace}.")
+
+
+def _tell(request: Request, kind: str, message: str, paths: Paths) -> None:
+    from flox_node.environments import notices  # the usual pod is told nothing
+
+    text = f"environment {request.reference}: {message}"
+    notices.tell(request.namespace, request.pod_name, request.pod_uid, kind, text, paths)
 
 
 def _since(began: float) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ MIB = 1 << 20
 NEVER_BUILD = ("--option", "max-jobs", "0", "--option", "builders", "")
 # Of Nix' log in JSON: the unpacked bytes of a path that is being copied, and what is expected in all.
 _COPY_PATH, _PROGRESS, _EXPECTED = 100, 105, 106
+_PROGRESS_END = b',"type":%d}' % _PROGRESS
+_LOOK_S = 0.1
 _SIZES = re.compile(r"will be fetched \([0-9.]+ MiB download, ([0-9.]+) MiB unpacked\)")
 _UNTRUSTED = re.compile(r"ignoring substitute for '(/nix/store/[^']+)' from '([^']+)', as it's not signed by")
 _UNREACHABLE = re.compile(r"unable to download '([a-z0-9+]+)://([^/']*)[^']*': ([^\n]*)")
@@ -120,10 +123,28 @@ class _Log:
     expected: int
     messages: list[str] = field(default_factory=list)
     _copied: dict[int, int] = field(default_factory=dict)
+    _latest: dict[bytes, bytes] = field(default_factory=dict)  # progress that was not looked at, by its path's id
+    _due: float = 0.0
 
     def read(self, line: bytes) -> None:
         if not line.startswith(b"@nix "):
             return
+        if not line.endswith(_PROGRESS_END):
+            self._catch_up()
+            self._parse(line)
+            return
+        # A line every few KiB: to look into each would slow down what writes them.
+        self._latest[line[line.rfind(b'"id"') :]] = line
+        if time.monotonic() > self._due:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        self._due = time.monotonic() + _LOOK_S
+        for line in self._latest.values():
+            self._parse(line)
+        self._latest.clear()
+
+    def _parse(self, line: bytes) -> None:
         try:
             event = json.loads(line[5:])
             action, kind, fields = event["action"], event.get("type"), event.get("fields", [])

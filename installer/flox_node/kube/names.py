@@ -97,3 +97,4 @@ class PodHappening(StrEnum):
 
     FETCHING = "FloxFetching"
     HOOK_FAILED = "FloxHookFailed"
+    HUB_UNREACHABLE = "FloxHubUnreachable"

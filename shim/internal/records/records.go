@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -195,13 +196,15 @@ func (c Container) Check() error {
 	)
 }
 
+var noticeKinds = []string{"fetching", "hook-failed", "hub-unreachable"}
+
 // Notice is what is to be told to a pod: the DaemonSet's pod makes an event of it.
 type Notice struct {
 	SchemaVersion int    `json:"schema_version"`
 	Namespace     string `json:"namespace"`
 	Pod           string `json:"pod"`
 	UID           string `json:"uid"`
-	Kind          string `json:"kind"` // hook-failed; the Python side also writes fetching
+	Kind          string `json:"kind"` // one of noticeKinds; the shim writes hook-failed
 	Message       string `json:"message"`
 	AtMillis      int64  `json:"at_ms"` // since the epoch
 }
@@ -215,7 +218,7 @@ func NewHookNotice(of Pod, message string, at time.Time) Notice {
 func (n Notice) Check() error {
 	return errors.Join(
 		checkVersion(n.SchemaVersion), check(n.Namespace != "", "namespace"), check(n.Pod != "", "pod"),
-		check(pod.ValidID(n.UID), "uid"), check(n.Kind == "fetching" || n.Kind == "hook-failed", "kind"),
+		check(pod.ValidID(n.UID), "uid"), check(slices.Contains(noticeKinds, n.Kind), "kind"),
 		check(isLine(n.Message), "message"), check(n.AtMillis > 0, "at_ms"),
 	)
 }

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flox_node.payload.own import program_text
 from tests.bed import cache, golang, store
 
 _PROJECT = Path(__file__).parents[3]
@@ -189,9 +190,7 @@ class StoreNode:
     @property
     def realise_command(self) -> list[str]:
         """The argument vector of `flox-node-realise`, as the shim calls it."""
-        start = (
-            "import sys; sys.path.append('/app'); from flox_node.environments import __main__; __main__.realise_main()"
-        )
+        start = program_text(["/app"], "flox_node.environments.__main__", "realise_main")
         # Compiled once, as in a payload.
         return self.command(self.python, "-IS", "-X", "pycache_prefix=/tmp/compiled", "-c", start)
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from flox_node.environments import notices
+from flox_node.environments.paths import Paths
 from tests.bed import store
 from tests.conftest import FULL
 from tests.containerd.environments import alone
@@ -500,6 +502,10 @@ def test_while_the_hub_is_away_a_token_keeps_what_it_was_granted_for_the_policys
     reply = node.realise("demo/hello")
     assert resolution(reply) == made
     assert "503" in reply["warning"]
+    (notice,) = notices.recent(Paths(str(node.root)))
+    assert (notice.kind, notice.pod) == (notices.HUB_UNREACHABLE, "pod")
+    assert "503" in notice.message
+    assert "granted" in notice.message
     with_token(node, "flox_other")
     failure(node.realise("demo/hello"), "network")
     with_token(node, "flox_right")

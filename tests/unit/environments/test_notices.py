@@ -22,7 +22,7 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 
 
 def fetching(paths: Paths, message: str = "it is fetched", uid: str = UID, pod: str = "web") -> None:
-    notices.fetching("ci", pod, uid, message, paths)
+    notices.tell("ci", pod, uid, notices.FETCHING, message, paths)
 
 
 def age(paths: Paths, seconds: float, uid: str = UID) -> None:
@@ -41,6 +41,12 @@ def test_a_pod_is_told_how_far_its_fetch_is_and_not_again_at_once(paths: Paths) 
     (later,) = notices.recent(paths)
     assert later.message == "60%"
     assert later.id != notice.id
+
+
+def test_what_is_no_progress_is_told_at_once(paths: Paths) -> None:
+    fetching(paths)
+    notices.tell("ci", "web", UID, notices.HUB_UNREACHABLE, "the hub is away", paths)
+    assert [notice.kind for notice in notices.recent(paths)] == [notices.HUB_UNREACHABLE]
 
 
 @pytest.mark.parametrize(("uid", "pod"), [("", "web"), ("../x", "web"), (UID, "A pod"), (UID, "../../secrets")])
