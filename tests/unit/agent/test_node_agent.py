@@ -422,7 +422,7 @@ def test_a_change_of_what_is_watched_is_a_reason_for_the_next_pass(waiting: Loop
 def test_what_the_handler_leaves_for_a_pod_is_passed_on_and_no_reason_for_a_pass(waiting: Loop, tmp_path: Path) -> None:
     waiting.node.looks = [waiting.well()]
     waiting.node.agent.converge()
-    notices.fetching("ci", "web", "uid-1", "it is fetched", Paths(str(tmp_path)))
+    notices.tell("ci", "web", "uid-1", notices.FETCHING, "it is fetched", Paths(str(tmp_path)))
     assert not waiting.is_due_after(lambda: None)
     news = exchange.read(waiting.node.own, "pods.json", PodNews)
     assert news is not None
