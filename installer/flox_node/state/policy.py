@@ -162,12 +162,11 @@ class Pods:
 
     owners: tuple[str, ...] = _key(("*",), _list_of(_glob), "Owners whose environments pods may run, as patterns.")
     modes: tuple[str, ...] = _key(_MODES, _list_of(_mode), "Values that flox.dev/activate-mode may have.")
-    nix_mutable: bool = _key(True, _flag, 'Whether pods may say flox.dev/nix-mutable: "true".')
-    nix_mutable_mib: float = _key(
-        10240,
-        _number(1, 1 << 30, "MiB"),
-        "How much such a container may write below /nix, in MiB. Not enforced yet: the pod's ephemeral-storage "
-        "limit is.",
+    nix_mutable: bool = _key(
+        True,
+        _flag,
+        'Whether pods may say flox.dev/nix-mutable: "true". What they install is limited as all that they write: by '
+        "resources.limits.ephemeral-storage, for which a LimitRange sets a default in a namespace.",
     )
     without_environment: str = _key(
         "refuse",

@@ -42,7 +42,6 @@ type Pods struct {
 	Owners             []string `json:"owners"`              // patterns
 	Modes              []string `json:"modes"`               // run, dev
 	NixMutable         bool     `json:"nix_mutable"`         // whether flox.dev/nix-mutable may be said
-	NixMutableMiB      float64  `json:"nix_mutable_mib"`     // how much may be written below /nix
 	WithoutEnvironment string   `json:"without_environment"` // refuse or plain
 	SkipContainers     []string `json:"skip_containers"`     // patterns
 	View               string   `json:"view"`                // closure or store
@@ -78,7 +77,7 @@ func DefaultPolicy() Policy {
 	return Policy{
 		Pods: Pods{
 			Owners: []string{"*"}, Modes: []string{"run", "dev"},
-			NixMutable: true, NixMutableMiB: 10240,
+			NixMutable:         true,
 			WithoutEnvironment: "refuse",
 			View:               "closure",
 			Userland:           "on",
