@@ -126,14 +126,14 @@ class CriClient:
         host_users: bool = True,
         timeout: float = 60,
     ) -> Sandbox:
-        """Run a pod sandbox in the node's network namespace (so no CNI is needed).
+        """Run a pod sandbox, with the node's users in the node's network namespace (so no CNI is needed).
 
         handler: "" is containerd's default. uid: a fresh one by default.
         cgroup_parent: e.g. "/kubepods.slice"; needed where containerd uses systemd's cgroups.
-        host_users: False asks for a user namespace, for which containerd 2 wants a network of the pod's own.
+        host_users: False asks for a user namespace, and so for a network of the pod's own: that needs a CNI.
         """
         uid = uid or str(uuid.uuid4())
-        namespaces = _namespaces(host_pid)
+        namespaces = _namespaces(host_pid, host_network=host_users)
         if not host_users:
             mapping = [_messages.IDMapping(host_id=_USERS, container_id=0, length=65536)]
             namespaces.userns_options.CopyFrom(_messages.UserNamespace(mode=_messages.POD, uids=mapping, gids=mapping))
@@ -280,7 +280,9 @@ def _id(sandbox: Sandbox | str) -> str:
     return sandbox.id if isinstance(sandbox, Sandbox) else sandbox
 
 
-def _namespaces(host_pid: bool) -> Any:
+def _namespaces(host_pid: bool, host_network: bool) -> Any:
     return _messages.NamespaceOption(
-        network=_messages.NODE, pid=_messages.NODE if host_pid else _messages.CONTAINER, ipc=_messages.POD
+        network=_messages.NODE if host_network else _messages.POD,
+        pid=_messages.NODE if host_pid else _messages.CONTAINER,
+        ipc=_messages.POD,
     )

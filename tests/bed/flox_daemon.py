@@ -15,16 +15,30 @@ from tests.bed.containerd import Containerd
 from tests.bed.cri import Sandbox
 from tests.bed.environment import RESOLUTION, ROOT, go_build, make_store, script
 
-RUNC, CRUN = "/usr/sbin/runc", f"{releases.CRUN}/crun"
+RUNC, RUNC_1_3, CRUN = "/usr/sbin/runc", "/opt/runc-1.3", f"{releases.CRUN}/crun"
 POLICY = "/etc/flox-node/policy.json"
 _SHIM = "/opt/flox-node/bin/flox-runtime"
 
 
-class FloxDaemon(Containerd):
-    """A daemon with the handlers runc, crun and flox; what runs behind flox is `inner_runtime`."""
+# A network of a pod's own, in which there is nothing: the CRI wants an address, and a user namespace wants the network.
+_CNI = {"cniVersion": "1.0.0", "name": "standin", "plugins": [{"type": "standin"}]}
+_CNI_PLUGIN = """#!/bin/sh
+cat >/dev/null
+case $CNI_COMMAND in
+VERSION) echo '{"cniVersion": "1.0.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0"]}' ;;
+ADD)
+  interface=$(printf '{"name": "%s", "sandbox": "%s"}' "$CNI_IFNAME" "$CNI_NETNS")
+  echo '{"cniVersion": "1.0.0", "interfaces": ['"$interface"'], "ips": [{"address": "192.0.2.2/24", "interface": 0}]}'
+  ;;
+esac
+"""
 
-    def __init__(self, release: str) -> None:
-        """release: as of Containerd."""
+
+class FloxDaemon(Containerd):
+    """A daemon with the handlers runc, runc-1.3, crun and flox; what runs behind flox is `inner_runtime`."""
+
+    def __init__(self, release: str, inner: str = RUNC) -> None:
+        """release: as of Containerd. inner: what runs behind flox at first; only one that is named has runc 1.3."""
         super().__init__(release, config=_config())
         disk = self.folder / "disk"
         scratch = self.folder / "made"
@@ -34,7 +48,13 @@ class FloxDaemon(Containerd):
         go_build(ROOT / "shim", disk / _SHIM.lstrip("/"))
         shutil.copytree(releases.crun(), disk / releases.CRUN.lstrip("/"))
         (disk / "var/log/flox-node").mkdir(parents=True)
-        self.inner_runtime(RUNC)
+        if inner == RUNC_1_3:
+            shutil.copy(releases.runc_1_3(), disk / RUNC_1_3.lstrip("/"))
+        self.write("/etc/cni/net.d/10-standin.conflist", json.dumps(_CNI))
+        for plugin in ("standin", "loopback"):
+            for folder in ("opt/cni/bin", "usr/lib/cni"):  # upstream's and Debian's
+                script(disk / folder / plugin, _CNI_PLUGIN)
+        self.inner_runtime(inner)
         self.resolve()
 
     def inner_runtime(self, program: str) -> None:
@@ -70,19 +90,25 @@ class FloxDaemon(Containerd):
         return found
 
 
+# crun sets what the CRI else sets in a pod's network through the node's /proc/sys, which the machine shows read-only.
+_SETTINGS = """  enable_cdi = true
+  cdi_spec_dirs = ["/etc/cdi"]
+  enable_unprivileged_ports = false
+  enable_unprivileged_icmp = false
+"""
+
+
 def _config() -> str:
     plugin = CRI_PLUGINS[2]
-    text = node_config().replace(
-        f'[plugins."{plugin}"]\n', f'[plugins."{plugin}"]\n  enable_cdi = true\n  cdi_spec_dirs = ["/etc/cdi"]\n'
-    )
-    for name, program in (("crun", CRUN), ("flox", _SHIM)):
+    text = node_config().replace(f'[plugins."{plugin}"]\n', f'[plugins."{plugin}"]\n{_SETTINGS}')
+    for name, program in (("runc-1.3", RUNC_1_3), ("crun", CRUN), ("flox", _SHIM)):
         text += f"""
-    [plugins."{plugin}".containerd.runtimes.{name}]
+    [plugins."{plugin}".containerd.runtimes."{name}"]
       runtime_type = "io.containerd.runc.v2"
       pod_annotations = ["flox.dev/*"]
       container_annotations = ["flox.dev/*"]
 
-      [plugins."{plugin}".containerd.runtimes.{name}.options]
+      [plugins."{plugin}".containerd.runtimes."{name}".options]
         BinaryName = "{program}"
 """
     return text

@@ -39,12 +39,23 @@ def runc() -> Path:
     return cache.artefact("runc-1.1", {"suite": "bookworm", "revision": 1}, _unpack_runc) / "usr/sbin/runc"
 
 
+def runc_1_3() -> Path:
+    """runc 1.3, which takes a minute to build; the first with ID-mapped mounts is 1.2."""
+    module = golang.TOOLS / "runc-1.3"
+    recipe: dict[str, object] = {"module": golang.sources(module), "revision": 1}
+    return cache.artefact("runc-1.3", recipe, functools.partial(_build_runc, module)) / "runc"
+
+
 def crun() -> Path:
     """A folder with crun 1.21 of trixie and its libraries, which runs where it is put as CRUN."""
     return cache.artefact("crun-1.21", {"suite": "trixie", "revision": 1}, _unpack_crun) / "crun"
 
 
 CRUN = "/opt/crun"
+
+
+def _build_runc(module: Path, folder: Path) -> None:
+    golang.build(module, "tool", into=folder, cgo=True)
 
 
 def _unpack_crun(folder: Path) -> None:
