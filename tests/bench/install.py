@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
-from tests.bed import cache, flox, golang, payload
+from tests.bed import flox, nvidia, payload
 from tests.bed.box import NodeBox
 from tests.bench.rows import Measurement, Row, cpu_seconds, ratio, row
 
 ROUNDS = 9
-_NVIDIA = golang.TOOLS / "nvidia-ctk"
 
 
 def noop() -> Sequence[Row]:
@@ -51,8 +49,7 @@ def noop_against_nvidia_ctk() -> Sequence[Row]:
     """
     box = NodeBox("2.1")
     shutil.copytree(payload.folder(), box.folder / "disk/payload", symlinks=True)
-    (box.folder / "disk/usr/bin").mkdir(parents=True)
-    shutil.copy(_nvidia_ctk(), box.folder / "disk/usr/bin")
+    nvidia.put_ctk(box)
     theirs = ["nvidia-ctk", "runtime", "configure", "--runtime=containerd", "--config=/etc/containerd/config.toml"]
     ours = ["/opt/flox-node/bin/flox-node", "install", "--payload", "/payload"]
     samples: list[list[float]] = [[], []]
@@ -69,15 +66,6 @@ def noop_against_nvidia_ctk() -> Sequence[Row]:
         ratio("install.noop_vs_nvidia_ctk_ratio", *samples, goal=None),
         row("install.nvidia_ctk_noop_cpu_s", samples[1], unit="s", goal=None),
     )
-
-
-def _nvidia_ctk() -> Path:
-    """NVIDIA's own command; it loads the driver's library when it needs it, hence the lazy linking."""
-
-    def build(folder: Path) -> None:
-        golang.build(_NVIDIA, "tool", into=folder, ldflags="-extldflags=-Wl,-z,lazy", cgo=True)
-
-    return cache.artefact("nvidia-ctk", {"sources": golang.sources(_NVIDIA), "revision": 1}, build) / "nvidia-ctk"
 
 
 MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {

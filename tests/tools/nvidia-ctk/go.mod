@@ -1,4 +1,4 @@
-// nvidia-ctk, which `make bench` measures an install with nothing to do against.
+// nvidia-ctk, a neighbour of the node tests (tests/bed/nvidia.py) and what `make bench` measures an install against.
 module flox.test/nvidia-ctk
 
 go 1.24.0

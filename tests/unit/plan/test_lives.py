@@ -5,6 +5,7 @@ CRI where the other does, everybody else's settings must be the other's, and `st
 uninstall leaves what the other one has, to the byte.
 
 The registration is the real one, journalled and restarted as in a real run; what else an install places is left out.
+`tests/node/test_lives.py` leads the same lives on real nodes: it replaces what is below "What a node is".
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 from unittest import mock
 
 import pytest
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import HealthCheck, Phase, currently_in_test_context, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -49,6 +50,7 @@ from tests.unit.fake_node import CONFIG, FakeNode
 SEQUENCES = int(os.environ.get("FLOX_NODE_EXAMPLES") or (2000 if FULL else 100))
 OFTEN = st.sampled_from((True, True, True, False))
 RELEASES = ("1.7.24", "2.1.9", "2.2.7", "2.3.7", "2.4.2")
+A_RELEASE = st.runner().flatmap(lambda life: st.sampled_from(life.releases))
 FOLDER = "etc/containerd/conf.d"
 TOOLKIT = f"{FOLDER}/99-nvidia.toml"
 OTHER = f"{FOLDER}/60-other.toml"
@@ -77,40 +79,33 @@ def table(number: int, name: str, values: Mapping[str, Any]) -> str:
     return block.tables_text({("plugins", IDS[number], "containerd", "runtimes", name): values}, "\n")
 
 
+class Told(NamedTuple):
+    """What `status` says; `well` is whether it finds nothing at all to tell."""
+
+    drift: bool
+    live: bool
+    well: bool
+
+
 class Life(RuleBasedStateMachine):
     payload: Payload
+    releases: tuple[str, ...] = RELEASES
 
     def __init__(self) -> None:
         super().__init__()
-        memory = Path("/dev/shm")
-        self.folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
         self.stack = contextlib.ExitStack()
         self.release = ""
         self.installed = self.pending = False
-        self.stack.callback(shutil.rmtree, self.folder)
 
-    @initialize(release=st.sampled_from(RELEASES), number=st.sampled_from((2, 3)), imports=OFTEN, registered=OFTEN)
+    @initialize(release=A_RELEASE, number=st.sampled_from((2, 3)), imports=OFTEN, registered=OFTEN)
     def begin(self, release: str, number: int, imports: bool, registered: bool) -> None:
         number = 2 if release < "2" else number
-        self.node = FakeNode(self.folder / "ours", release, self._root(number, imports))
-        self.control = self.folder / "control"
-        shutil.copytree(self.node.root, self.control)
+        self._power_on(release, self._root(number, imports))
         self.release = release
-        for root in (self.node.root, self.control):
+        for root in self.roots:
             (root / FOLDER).mkdir()
-        self.stack.enter_context(self.node.containerd.serving())
-        self.stack.enter_context(mock.patch.object(planner, "placing", return_value=()))
-        self.stack.enter_context(mock.patch.object(planner, "EMPTY_IMAGE", ""))
-        self.stack.enter_context(mock.patch.object(editor, "_ANNOTATIONS", ["flox.dev/*"]))
         if registered:
             self._install()
-
-    def teardown(self) -> None:
-        try:
-            if self.release:
-                self.end()
-        finally:
-            self.stack.close()
 
     # What we do
 
@@ -123,7 +118,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def we_upgrade(self) -> None:
         """A release of ours whose table is another one."""
-        editor._ANNOTATIONS[:] = ["flox.dev/*", *(["flox.example/*"] if len(editor._ANNOTATIONS) == 1 else [])]
+        self._next_release()
         self._run(self._install)
 
     @precondition(lambda self: self.installed)
@@ -135,10 +130,9 @@ class Life(RuleBasedStateMachine):
     @rule(entry=st.integers(1, 8), going=st.booleans())
     def we_are_killed(self, entry: int, going: bool) -> None:
         """A kill at a journal entry, and the node's own way back."""
-        run = self._uninstall if going and self.installed else self._install
-        with _killed_at(entry) as killed:
-            self._run(run)
-        if killed():
+        if not self._others_are_well():
+            return
+        if self._is_killed(entry, going=going and self.installed):
             self.installed = True  # as far as anybody knows
             self.reboot()
 
@@ -170,8 +164,180 @@ class Life(RuleBasedStateMachine):
     @rule()
     def the_toolkit_copies_what_is_in_force(self) -> None:
         """NVIDIA's with the source `command`: a dump of everything, us included, in containerd's newest schema."""
+        self._configure("command")
 
-        def text(root: Path) -> str:
+    @precondition(lambda self: self.release)
+    @rule()
+    def the_toolkit_follows_the_root(self) -> None:
+        """NVIDIA's with the source `file`."""
+        self._configure("file")
+
+    @precondition(lambda self: self.release)
+    @rule(path=st.sampled_from((TOOLKIT, OTHER)))
+    def a_neighbour_goes(self, path: str) -> None:
+        for root in self.roots:
+            (root / path).unlink(missing_ok=True)
+        self._restart()
+
+    @precondition(lambda self: self.release)
+    @rule(release=A_RELEASE)
+    def another_containerd_is_installed(self, release: str) -> None:
+        former, self.release = self.release, release
+        if not self._others_are_well():
+            self.release = former  # nobody would
+            return
+        self._become(release)
+        self.reboot()
+
+    @precondition(lambda self: self.release)
+    @rule()
+    def reboot(self) -> None:
+        """The rollback's unit, containerd, and our boot unit; then the agent's look."""
+        self._boot()
+        if self.installed and self._others_are_well():
+            self._run(self._install)
+
+    # What must be
+
+    @invariant()
+    def it_is_what_it_would_be_without_us(self) -> None:
+        if not self.release:
+            return
+        ours, control = map(self._load, self.roots)
+        if control.cri is None or control.cri.state != "ok":
+            return  # others have broken it
+        assert ours.cri is not None, ours.refused
+        assert ours.cri.state == "ok", ours.cri.reason
+        assert ours.cri.same_handlers_but(control.cri, "flox"), (ours.cri.runtimes, control.cri.runtimes)
+        assert _others(ours) == _others(control)
+        self._ask_the_daemons()
+
+    @invariant()
+    def status_tells_the_truth(self) -> None:
+        if not self.release or not self.installed or not self._told().well:
+            return
+        found = self._load(self.roots[0])
+        assert found.cri is not None
+        assert "flox" in found.cri.runtimes
+        assert self._served()["flox"]["options"]["BinaryName"] == editor.Handler().binary_name
+        default = found.cri.runtimes[found.cri.default_runtime]
+        wanted = default.get("options", {}).get("SystemdCgroup", False)
+        assert found.cri.runtimes["flox"]["options"].get("SystemdCgroup", False) == wanted
+
+    def teardown(self) -> None:
+        try:
+            if self.release:
+                self.end()
+        finally:
+            self.stack.close()
+
+    def end(self) -> None:
+        """The last that anybody does: what is pending is made live, and we go."""
+        if not self._others_are_well():
+            return
+        self._restart()
+        self._our_boot()
+        if self.installed:
+            self._uninstall()
+        assert "flox" not in self._served()
+        ours, control = map(self._tree, self.roots)
+        assert ours == control
+
+    # How
+
+    def _install(self) -> None:
+        if not self._others_are_well():
+            return
+        before = self._tree(self.roots[0])
+        try:
+            self._carry_out()
+        except RefusedError as error:
+            self._note(f"refused: {error.cause}")
+            if not self.pending and self._has_place():
+                raise
+            assert self._tree(self.roots[0]) == before
+            return
+        self.installed, self.pending = True, False
+        told = self._told()
+        assert not told.drift
+        assert told.live
+        after, starts = self._tree(self.roots[0]), self._starts()
+        self._carry_out()
+        assert (self._tree(self.roots[0]), self._starts()) == (after, starts), "not idempotent"
+
+    def _uninstall(self) -> None:
+        if not self._others_are_well():
+            return
+        try:
+            self._take_out()
+        except RefusedError as error:
+            self._note(f"refused: {error.cause}")
+            if not self.pending:
+                raise
+            return
+        self.installed = False
+        assert not (self.roots[0] / "var/lib/flox-node").exists()
+        ours, control = map(self._tree, self.roots)
+        assert ours == control
+
+    def _others_are_well(self) -> bool:
+        return self._load(self.roots[1]).state == "ok"
+
+    def _has_place(self) -> bool:
+        """Whether the model has a place at all: it refuses where every one would be a mine."""
+        from flox_node.containerd.config.placement import place
+
+        found = self._load(self.roots[1])
+        try:
+            return bool(place(found, found.reader, editor.Handler()))
+        except RefusedError:
+            return False
+
+    def _run(self, run: Callable[[], None]) -> None:
+        with contextlib.suppress(Killed):
+            run()
+
+    def _write(self, path: str, text: Callable[[Path], str], *, restart: bool = True) -> None:
+        for root in self.roots:
+            (root / path).write_text(text(root))
+        if restart:
+            self._restart()
+        else:
+            self.pending = True
+
+    def _load(self, root: Path) -> Effective:
+        return load(CONFIG, HostFiles(root), self._version())
+
+    def _number(self, root: Path) -> int:
+        return 3 if "version = 3" in (root / CONFIG.lstrip("/")).read_text() else 2
+
+    def _note(self, text: str) -> None:
+        if currently_in_test_context():
+            note(text)
+
+    # What a node is
+
+    @property
+    def roots(self) -> tuple[Path, Path]:
+        """The node's `/` with us, and without."""
+        return self.node.root, self.control
+
+    def _power_on(self, release: str, config: str) -> None:
+        memory = Path("/dev/shm")
+        folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
+        self.stack.callback(shutil.rmtree, folder)
+        self.node = FakeNode(folder / "ours", release, config)
+        self.control = folder / "control"
+        shutil.copytree(self.node.root, self.control)
+        self.stack.enter_context(self.node.containerd.serving())
+        self.stack.enter_context(mock.patch.object(planner, "placing", return_value=()))
+        self.stack.enter_context(mock.patch.object(planner, "EMPTY_IMAGE", ""))
+        self.stack.enter_context(mock.patch.object(editor, "_ANNOTATIONS", ["flox.dev/*"]))
+
+    def _configure(self, source: Literal["command", "file"]) -> None:
+        """What NVIDIA's toolkit does at the start of its pod."""
+
+        def dumped(root: Path) -> str:
             (root / TOOLKIT).unlink(missing_ok=True)
             found = self._load(root)
             if found.cri is None or found.cri.state != "ok":
@@ -188,149 +354,31 @@ class Life(RuleBasedStateMachine):
                 {("plugins", name): values for name, values in tables.items()}, "\n"
             )
 
-        self._write(TOOLKIT, text)
+        def followed(root: Path) -> str:
+            return f"version = {self._number(root)}\n" + table(self._number(root), "nvidia", NVIDIA)
 
-    @precondition(lambda self: self.release)
-    @rule()
-    def the_toolkit_follows_the_root(self) -> None:
-        """NVIDIA's with the source `file`."""
-        self._write(
-            TOOLKIT, lambda root: f"version = {self._number(root)}\n" + table(self._number(root), "nvidia", NVIDIA)
-        )
+        self._write(TOOLKIT, dumped if source == "command" else followed)
 
-    @precondition(lambda self: self.release)
-    @rule(path=st.sampled_from((TOOLKIT, OTHER)))
-    def a_neighbour_goes(self, path: str) -> None:
-        for root in (self.node.root, self.control):
-            (root / path).unlink(missing_ok=True)
-        self._restart()
+    def _ask_the_daemons(self) -> None:
+        """Whether they say what the model says: the fake one is the model."""
 
-    @precondition(lambda self: self.release)
-    @rule(release=st.sampled_from(RELEASES))
-    def another_containerd_is_installed(self, release: str) -> None:
-        former, self.release = self.release, release
-        if not self._others_are_well():
-            self.release = former  # nobody would
-            return
+    def _version(self) -> ContainerdVersion:
+        return ContainerdVersion.parse(self.release)
+
+    def _become(self, release: str) -> None:
         self.node.containerd.version = release
-        self.reboot()
 
-    @precondition(lambda self: self.release)
-    @rule()
-    def reboot(self) -> None:
-        """The rollback's unit, containerd, and our boot unit; then the agent's look."""
+    def _boot(self) -> None:
         self.node.systemd.stop("flox-node-deadline.timer", timeout=1)
         for script in self.node.root.rglob("flox-node-rollback.sh"):
             subprocess.run(["sh", script, "boot", self.node.root], check=False, capture_output=True)
         self._restart()
-        if not self._others_are_well():
-            return  # the boot unit waits for a CRI that does not come
+        if self._others_are_well():  # else the boot unit waits for a CRI that does not come
+            self._our_boot()
+
+    def _our_boot(self) -> None:
         with contextlib.suppress(FloxNodeError):
             boot(self.node.host, lambda _: None)
-        if self.installed:
-            self._run(self._install)
-
-    # What must be
-
-    @invariant()
-    def it_is_what_it_would_be_without_us(self) -> None:
-        if not self.release:
-            return
-        ours, control = self._load(self.node.root), self._load(self.control)
-        if control.cri is None or control.cri.state != "ok":
-            return  # others have broken it
-        assert ours.cri is not None, ours.refused
-        assert ours.cri.state == "ok", ours.cri.reason
-        assert ours.cri.same_handlers_but(control.cri, "flox"), (ours.cri.runtimes, control.cri.runtimes)
-        assert _others(ours) == _others(control)
-
-    @invariant()
-    def status_tells_the_truth(self) -> None:
-        if not self.release or not self.installed:
-            return
-        said = status(self.node.host, SETTINGS)
-        if said.drift or said.interrupted or said.problem or not said.installed:
-            return
-        found = self._load(self.node.root)
-        assert found.cri is not None
-        assert "flox" in found.cri.runtimes
-        assert self.node.containerd.handlers["flox"]["options"]["BinaryName"] == editor.Handler().binary_name
-        default = found.cri.runtimes[found.cri.default_runtime]
-        wanted = default.get("options", {}).get("SystemdCgroup", False)
-        assert found.cri.runtimes["flox"]["options"].get("SystemdCgroup", False) == wanted
-
-    def end(self) -> None:
-        """The last that anybody does: what is pending is made live, and we go."""
-        if not self._others_are_well():
-            return
-        self._restart()
-        with contextlib.suppress(FloxNodeError):
-            boot(self.node.host, lambda _: None)
-        if self.installed:
-            self._uninstall()
-        assert "flox" not in self.node.containerd.handlers
-        assert self._tree(self.node.root) == self._tree(self.control)
-
-    # How
-
-    def _install(self) -> None:
-        if not self._others_are_well():
-            return
-        before = self._tree(self.node.root)
-        try:
-            install(self.node.host, self.payload, SETTINGS, lambda _: None)
-        except RefusedError as error:
-            note(f"refused: {error.cause}")
-            if not self.pending and self._has_place():
-                raise
-            assert self._tree(self.node.root) == before
-            return
-        self.installed, self.pending = True, False
-        said = status(self.node.host, SETTINGS)
-        assert said.drift == ()
-        assert said.handler_live
-        after, restarts = self._tree(self.node.root), self.node.containerd.restarts
-        install(self.node.host, self.payload, SETTINGS, lambda _: None)
-        assert (self._tree(self.node.root), self.node.containerd.restarts) == (after, restarts), "not idempotent"
-
-    def _uninstall(self) -> None:
-        if not self._others_are_well():
-            return
-        try:
-            uninstall(self.node.host, SETTINGS, lambda _: None, purge=True)
-        except RefusedError as error:
-            note(f"refused: {error.cause}")
-            if not self.pending:
-                raise
-            return
-        self.installed = False
-        assert not (self.node.root / "var/lib/flox-node").exists()
-        assert self._tree(self.node.root) == self._tree(self.control)
-
-    def _others_are_well(self) -> bool:
-        return self._load(self.control).state == "ok"
-
-    def _has_place(self) -> bool:
-        """Whether the model has a place at all: it refuses where every one would be a mine."""
-        from flox_node.containerd.config.placement import place
-
-        found = self._load(self.control)
-        try:
-            return bool(place(found, found.reader, editor.Handler()))
-        except RefusedError:
-            return False
-
-    def _run(self, run: Callable[[], None]) -> None:
-        with contextlib.suppress(Killed):
-            run()
-
-    def _write(self, path: str, text: Callable[[Path], str], *, restart: bool = True) -> None:
-        for root in (self.node.root, self.control):
-            (root / path).write_text(text(root))
-        if restart:
-            self._restart()
-        else:
-            self.pending = True
 
     def _restart(self) -> None:
         self.pending = False
@@ -339,11 +387,31 @@ class Life(RuleBasedStateMachine):
             return
         self.node.containerd.loads_cri = False
 
-    def _load(self, root: Path) -> Effective:
-        return load(CONFIG, HostFiles(root), ContainerdVersion.parse(self.release))
+    def _starts(self) -> object:
+        return self.node.containerd.restarts
 
-    def _number(self, root: Path) -> int:
-        return 3 if "version = 3" in (root / CONFIG.lstrip("/")).read_text() else 2
+    def _served(self) -> Mapping[str, Any]:
+        return self.node.containerd.handlers
+
+    def _carry_out(self) -> None:
+        install(self.node.host, self.payload, SETTINGS, lambda _: None)
+
+    def _next_release(self) -> None:
+        editor._ANNOTATIONS[:] = ["flox.dev/*", *(["flox.example/*"] if len(editor._ANNOTATIONS) == 1 else [])]
+
+    def _take_out(self) -> None:
+        uninstall(self.node.host, SETTINGS, lambda _: None, purge=True)
+
+    def _told(self) -> Told:
+        said = status(self.node.host, SETTINGS)
+        well = said.installed and not (said.drift or said.interrupted or said.problem)
+        return Told(bool(said.drift), said.handler_live, well)
+
+    def _is_killed(self, entry: int, *, going: bool) -> bool:
+        """Install, or uninstall, with a kill after this entry of the journal; False when it ended before."""
+        with _killed_at(entry) as killed:
+            self._run(self._uninstall if going else self._install)
+        return killed()
 
     @staticmethod
     def _root(number: int, imports: bool, *, systemd: bool = True) -> str:
@@ -355,8 +423,7 @@ class Life(RuleBasedStateMachine):
     def _spelt_out(values: dict[str, object]) -> dict[str, object]:
         return {"snapshotter": "", "cni_max_conf_num": 0, "privileged_without_host_devices": False, **values}
 
-    @staticmethod
-    def _tree(root: Path) -> dict[str, bytes]:
+    def _tree(self, root: Path) -> Mapping[str, object]:
         state = (root / "run", root / "var")
         files = (path for path in root.rglob("*") if path.is_file())
         return {
