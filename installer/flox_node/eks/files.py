@@ -14,7 +14,7 @@ from flox_node.containerd.config import schema
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.registration.nodeadm import fragment
 from flox_node.containerd.config.version import ContainerdVersion
-from flox_node.eks.group import Group, require_payload
+from flox_node.eks.group import Group, require_no_labels, require_payload
 from flox_node.names import ENABLED, NOT_READY, SHIM
 
 LABEL = (ENABLED, "true")
@@ -74,6 +74,7 @@ def nodegroup(group: Group) -> str:
 
 def nodeconfig(group: Group) -> str:
     """The handler as a NodeConfig, for user data of your own; images and bootstraps hold it as a fragment already."""
+    require_no_labels(group)
     text = fragment(Handler(binary_name=SHIM), ContainerdVersion.parse(group.containerd)).decode()
     return _text(
         [
@@ -96,6 +97,7 @@ def nodeconfig(group: Group) -> str:
 def userdata(group: Group) -> str:
     """The user data of a launch template for the stock image: EKS adds its own part with the cluster's data."""
     require_payload(group)
+    require_no_labels(group)
     return _text([*_mime(group)])
 
 

@@ -37,8 +37,13 @@ _REFUSED = {
         "Take AL2023; on old AL2 nodes the DaemonSet (overlay `eks`) still works.",
     ),
     "windows": ("Flox environments are Linux programs.", _BESIDE),
+    "ubuntu": (
+        "Images and the bootstrap are made for AL2023, and Ubuntu's images for EKS are other ones.",
+        "Take AL2023, or let the DaemonSet install these nodes.",
+    ),
 }
 _ALIASES = {"autopilot": "auto-mode", "auto": "auto-mode", "automode": "auto-mode", "amazonlinux2": "al2"}
+_FAMILIES = ("bottlerocket", "windows", "ubuntu")  # eksctl and EKS know several of each: BottlerocketFips, Ubuntu2404
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Group:
             raise UsageError(
                 f"{self.instance_type} is not {self.arch}.", remedy="Give --arch and --instance-type that fit."
             )
+        if self.ami and self.payload:
+            raise UsageError("An image holds its payload.", remedy="Give --ami, or --payload for the stock image.")
         for name, value in self.labels.items():
             if not _LABEL.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise UsageError(f"{name}={value} is no label.")
@@ -109,15 +116,24 @@ def require_payload(group: Group) -> None:
         raise UsageError("A payload from a URL needs the digest that it must have.", remedy="Give --sha256.")
 
 
+def require_no_labels(group: Group) -> None:
+    """Raise UsageError where labels are given for what declares none."""
+    if group.labels:
+        raise UsageError(
+            "User data declare no labels: autoscalers ask the group for them.",
+            remedy="Leave --label out, and declare them where the group is.",
+        )
+
+
 def require_supported(nodes: str) -> None:
-    """Raise for nodes that cannot be Flox nodes, with the way out; `managed` and `karpenter` can be.
+    """Raise for nodes that cannot be made so, with the way out.
 
     Raises:
         RefusedError: they cannot.
         UsageError: nobody knows them.
     """
     name = nodes.lower().replace("_", "-").replace(" ", "-")
-    name = _ALIASES.get(name, name)
+    name = next((family for family in _FAMILIES if name.startswith(family)), _ALIASES.get(name, name))
     if name in _REFUSED:
         _refuse(name)
     if name not in ("al2023", "amazonlinux2023"):

@@ -215,7 +215,19 @@ def test_the_runtime_class_is_the_manifests_own() -> None:
     assert mine == yaml.safe_load((DAEMONSET / "base/runtime-class.yaml").read_text())
 
 
-@pytest.mark.parametrize("nodes", ["auto-mode", "Auto Mode", "fargate", "Bottlerocket", "al2", "windows"])
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "auto-mode",
+        "Auto Mode",
+        "fargate",
+        "Bottlerocket",
+        "BottlerocketFips",
+        "AmazonLinux2",
+        "WindowsServer2022CoreContainer",
+        "Ubuntu2404",
+    ],
+)
 def test_nodes_that_cannot_be_flox_nodes_are_refused_with_the_way_out(nodes: str) -> None:
     with pytest.raises(RefusedError) as caught:
         printed("nodegroup", *IMAGE, *GROUP, "--nodes", nodes)
@@ -239,8 +251,15 @@ def test_nodes_that_cannot_be_flox_nodes_are_refused_with_the_way_out(nodes: str
         ("--ami", "", "--payload", "https://x/$(id)", "--sha256", "0" * 64),
         ("--ami", "", "--payload", "https://x/p"),
         ("--ami", ""),
+        ("--payload", STOCK[1], "--sha256", STOCK[3]),
     ],
 )
 def test_what_cannot_be_meant_is_no_file(wrong: tuple[str, ...]) -> None:
     with pytest.raises(UsageError):
         printed("nodegroup", *GROUP, *IMAGE, *wrong)
+
+
+@pytest.mark.parametrize("what", [("userdata", *STOCK), ("nodeconfig",)], ids=lambda what: what[0])
+def test_labels_are_no_part_of_user_data(what: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="declare no labels"):
+        printed(*what, *GROUP, "--label", "team=ci")
