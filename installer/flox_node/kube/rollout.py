@@ -136,6 +136,12 @@ def mode_of(daemon_set: Object) -> str:
     return "install"
 
 
+def reverts_nodes(daemon_set: Object) -> bool:
+    """Whether it works on nodes: where the image or the bootstrap did that, the reporter is alone (overlay `baked`)."""
+    containers = daemon_set["spec"]["template"]["spec"]["containers"]
+    return not any("--alone" in (container.get("args") or []) for container in containers)
+
+
 def has_mode(arguments: Sequence[str]) -> bool:
     """Whether these are the arguments of a container of ours; somebody may have added others."""
     return any(argument.startswith(_MODE) for argument in arguments)

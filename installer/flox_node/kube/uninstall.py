@@ -26,7 +26,7 @@ from flox_node.kube.resources import (
     find,
     listed,
 )
-from flox_node.kube.rollout import Rollout, State, condition, has_mode, with_mode
+from flox_node.kube.rollout import Rollout, State, condition, has_mode, reverts_nodes, with_mode
 from flox_node.kube.waiting import Followed, Show, follow, look
 
 Say = Callable[[str], None]
@@ -59,14 +59,16 @@ def uninstall(
     if seen is None and find(api, NAMESPACES.path(NAMESPACE)) is None:
         return None  # the namespace goes last: what is left and looks like ours is somebody else's
     require_unused(api)
-    orphans = unmanaged(listed(api, NODES.path()), seen)
+    daemon_set = find(api, DAEMON_SETS.path(NAME, namespace=NAMESPACE))
+    reverts = daemon_set is None or reverts_nodes(daemon_set)
+    orphans = unmanaged(listed(api, NODES.path()), seen if reverts else None)
     if orphans and not abandon:
-        raise _orphaned(orphans, seen)
+        raise _orphaned(orphans, seen, reverts=reverts)
     for name in orphans:
         say(f"{name} left installed")
     for name in remove_labels(api):
         say(f"label removed from {name}")
-    if seen is not None:
+    if seen is not None and reverts:
         if purge:
             ask_for_purge(api)
         if switch(api, seen):
@@ -203,12 +205,18 @@ def require_gone(api: Api, *, timeout: float, clock: Callable[[], float], sleep:
         sleep(1.0)
 
 
-def _orphaned(names: Sequence[str], seen: Rollout | None) -> RefusedError:
+def _orphaned(names: Sequence[str], seen: Rollout | None, *, reverts: bool) -> RefusedError:
     without = "or run `flox-node uninstall` on these nodes, and this command with --abandon. Nothing was changed."
     if seen is None:
         return RefusedError(
             f"The DaemonSet is gone, but these nodes are still installed: {_enumerated(names)}.",
             remedy=f"Bring it back with `flox-node cluster install`, then uninstall; {without}",
+        )
+    if not reverts:
+        return RefusedError(
+            f"An image or a bootstrap made these, and the reporter alone does not revert them: {_enumerated(names)}.",
+            remedy="Replace the nodes and use --abandon, or `kubectl apply -f daemonset/flox-node.yaml` first: that "
+            "DaemonSet adopts and reverts them. Nothing was changed.",
         )
     return RefusedError(
         f"These nodes are installed, but the DaemonSet does not select them: {_enumerated(names)}.",

@@ -88,6 +88,26 @@ def test_nothing_happens_while_flox_pods_run() -> None:
     assert cluster.objects == before
 
 
+def test_nodes_of_an_image_are_not_reverted_by_the_reporter_alone_and_nobody_is_told_so() -> None:
+    cluster = a_cluster("a")
+    (reporter,) = (
+        each
+        for each in cluster.objects[DAEMON_SET]["spec"]["template"]["spec"]["containers"]
+        if each["name"] == "reporter"
+    )
+    cluster.objects[DAEMON_SET]["spec"]["template"]["spec"]["containers"] = [
+        {**reporter, "args": ["reporter", "--alone"]}
+    ]
+    with pytest.raises(RefusedError, match="does not revert them: a") as caught:
+        run(cluster)
+    assert "daemonset/flox-node.yaml" in caught.value.remedy
+    assert writes(cluster) == []
+    said: list[str] = []
+    run(cluster, said, abandon=True)
+    assert said[:2] == ["a left installed", "label removed from a"]
+    assert left(cluster) == set()
+
+
 @pytest.mark.parametrize("after", range(1, 30))
 def test_a_run_that_is_cut_short_is_finished_by_the_next(after: int) -> None:
     class Cut(BaseException):
