@@ -19,11 +19,12 @@ import http.server
 import json
 import os
 import select
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -284,12 +285,15 @@ def _data(text: str) -> bytes:
 
 @dataclass
 class Hub:
-    """A running hub. `requests` holds what was asked, as (method, path, user or None); never a password."""
+    """A running hub. `requests` holds what was asked, as (method, path, user or None); never a password. `before` is
+    called before the refs of a repository are told, with how often they were asked for so far.
+    """
 
     data: HubData
     url: str
     cache: Path | None = None
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    before: Callable[[int], None] | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -310,7 +314,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no event; anything else is an error of the double and shown."""
-        if not isinstance(sys.exception(), ConnectionError):
+        if not isinstance(sys.exception(), ConnectionError | ssl.SSLError):
             super().handle_error(request, client_address)
 
 
@@ -341,6 +345,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if not self._chunked()
             else self._read_chunks()
         )
+        if hub.before and url.path.endswith("/info/refs"):
+            hub.before(sum("/info/refs" in path for _, path, _ in list(hub.requests)))
         if self._is_broken(hub):
             return
         parts = [part for part in path.split("/") if part]
@@ -479,17 +485,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return body
 
 
-def _start(data: HubData, host: str, port: int, cache: Path | None) -> _Server:
+def _start(data: HubData, host: str, port: int, cache: Path | None, tls: ssl.SSLContext | None = None) -> _Server:
     server = _Server((host, port), _Handler)
     address, number = server.server_address[:2]
-    server.hub = Hub(data, f"http://{address!s}:{number}", cache)
+    server.hub = Hub(data, f"{'https' if tls else 'http'}://{address!s}:{number}", cache)
+    if tls:
+        # Each client's own thread shakes hands with it.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     return server
 
 
 @contextlib.contextmanager
-def serve(data: HubData, *, host: str = "127.0.0.1", port: int = 0, cache: Path | None = None) -> Iterator[Hub]:
+def serve(
+    data: HubData,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    cache: Path | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Hub]:
     """A hub in a thread of this process; port 0 takes a free one."""
-    server = _start(data, host, port, cache)
+    server = _start(data, host, port, cache, tls)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

@@ -74,6 +74,7 @@ _MEANINGS: tuple[tuple[str, type[FloxNodeError], str], ...] = (
     ),
     ("authentication error", AccessDeniedError, "a published package needs a FloxHub token that may read its catalog."),
 )
+_STALLED_S = "30"
 _STRANGE = re.compile(r"[^\x20-\x7e]+")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -101,6 +102,8 @@ def private_environment(folder: str, policy: Policy, *, token: str | None, ca_fi
         "FLOX_DISABLE_METRICS": "true", "FLOX_AUTH_NOTIFICATIONS": "false", "FLOX_UPGRADE_NOTIFICATIONS": "false",
         "FLOX_AUTO_ACTIVATE": "disabled", "_FLOX_DISABLE_KEYRING": "1", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS": "true",
         "FLOX_SYSTEM_CONFIG_DIR": "",
+        # A hub that stalls costs what a cache that stalls costs, not the whole time of a fetch.
+        "GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": _STALLED_S,
         "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
         "NIX_CONF_DIR": f"{home}/nix", "NIX_USER_CONF_FILES": "", "NIX_CONFIG": nix_config(policy),
         **_hub(policy), **_proxies(policy),
@@ -153,7 +156,7 @@ def nix_config(policy: Policy) -> str:
         "sandbox-fallback": "false",
         "min-free": "0",  # no garbage collection in the middle of a realisation
         "connect-timeout": "10",
-        "stalled-download-timeout": "30",
+        "stalled-download-timeout": _STALLED_S,
         **({"netrc-file": policy.nix.netrc} if policy.nix.netrc else {}),
     }
     return "".join(f"{name} = {value}\n" for name, value in settings.items())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import http.client
-import ssl
 from collections.abc import Iterator
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import AccessDeniedError, DeadlineError, EnvironmentNotFoundError, NetworkError
 from flox_node.environments.reference import Reference
 from flox_node.state.policy import Network
+from flox_node.tls import trusting
 
 # An owner with 100,000 environments; protocol version 0 lists all branches, sorted.
 _LARGEST_ANSWER = 16 << 20
@@ -118,7 +118,7 @@ class _Hub:
         """A connection that is not open yet, and what stands before the path on it."""
         timeout = min(self._deadline.left(), _SLOWEST_STEP_S)
         secure, host, port = self._url.scheme == "https", self._url.hostname or "", self._url.port
-        context = ssl.create_default_context(cafile=self._ca_file) if secure else None
+        context = trusting(self._ca_file) if secure else None
         proxy = urlsplit(self._network.proxy_for(self._url.scheme, host) or "")
         if not proxy.hostname:
             if context:

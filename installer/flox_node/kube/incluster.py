@@ -10,13 +10,13 @@ import contextlib
 import http.client
 import json
 import os
-import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
 from flox_node.errors import UsageError
 from flox_node.kube.transport import Transport
+from flox_node.tls import trusting
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -32,7 +32,7 @@ class InCluster(Transport):
         """
         try:
             self._address = environment["KUBERNETES_SERVICE_HOST"], int(environment["KUBERNETES_SERVICE_PORT"])
-            self._tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
+            self._tls = trusting(str(account / "ca.crt"))
         except (KeyError, ValueError, OSError) as error:
             raise UsageError(f"This is no pod with a service account: {type(error).__name__}: {error}.") from error
         self._account = account

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -222,17 +225,15 @@ def test_permission_that_was_taken_away_ends_the_use_of_the_cache(node: StoreNod
 def test_a_private_environment_opens_for_the_pods_own_token_which_is_left_nowhere(
     node: StoreNode, data: HubData
 ) -> None:
-    data.restrict("demo", "flox_right")
+    token = f"flox_{uuid.uuid4().hex}"
+    data.restrict("demo", token)
     volume = node.real("/var/lib/kubelet/pods/0/volumes/kubernetes.io~secret/flox")
     volume.mkdir(parents=True)
     (volume / "floxhub-token").write_text("flox_wrong\n")
     assert "flox_wrong" not in failure(node.realise("demo/hello"), "access-denied")
-    (volume / "floxhub-token").write_text("flox_right\n")
+    (volume / "floxhub-token").write_text(f"{token}\n")
     resolution(node.realise("demo/hello"))
-    for folder in ("run", "tmp", "var", "etc", "nix/var", "root"):
-        for file in node.root.joinpath(folder).rglob("*"):
-            if file.is_file() and not file.is_symlink() and file.name != "floxhub-token":
-                assert b"flox_right" not in file.read_bytes(), file
+    assert_nowhere(node, token.encode())
 
 
 @pytest.mark.parametrize(
@@ -349,26 +350,45 @@ def test_a_realisation_that_was_killed_is_finished_by_the_next(node: StoreNode, 
 def test_whatever_is_killed_and_whenever_no_half_environment_is_used_and_no_token_stays(
     node: StoreNode, data: HubData
 ) -> None:
-    data.restrict("demo", "flox_right")
-    with_token(node, "flox_right")
+    token = f"flox_{uuid.uuid4().hex}"  # nobody else's: it is looked for in all processes
+    data.restrict("demo", token)
+    with_token(node, token)
     moments = random.Random(4)  # a seed: a moment that fails can be had again
-    for number in range(200 if FULL else 4):
+    for number in range(200 if FULL else 5):
         packages = [store_path_package("hello", node.hello)]
         data.publish("demo", "hello", lockfile(packages, variables={"NUMBER": str(number)}))
         process = node.start("demo/hello")
         time.sleep(moments.uniform(0.1, 2.0))
-        node.stop()
+        if number % 3 == 1:  # one of them; the others go on
+            for victim in moments.sample(sorted(node.processes()), min(1, len(node.processes()))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+        else:
+            node.stop()
+            if number % 3 == 2:  # the machine, with all that lies in memory
+                shutil.rmtree(node.real("/run/flox-node"), ignore_errors=True)
         process.communicate()
+        if number % 10 == 9:
+            assert resolution(node.realise("demo/hello"))["generation"] == number + 2, "one was there before"
     made = resolution(node.realise("demo/hello"))
     node.run(node.nix_store, "--verify", "--check-contents")
     listed = node.real(f"{made['store_path']}/requisites.txt").read_text().split()
     assert all(node.real(path).exists() for path in listed)
     wait_for(lambda: not node.processes())
     assert node.pulls() == []
-    for folder in ("run", "tmp", "var", "etc", "nix/var", "root"):
-        for file in node.root.joinpath(folder).rglob("*"):
+    assert_nowhere(node, token.encode())
+
+
+def assert_nowhere(node: StoreNode, token: bytes) -> None:
+    """No file of the node but the pod's own holds it, no process of this machine was given it."""
+    for folder, _, files in os.walk(node.root):
+        for file in (Path(folder, name) for name in files):
             if file.is_file() and not file.is_symlink() and file.name != "floxhub-token":
-                assert b"flox_right" not in file.read_bytes(), file
+                assert token not in file.read_bytes(), file
+    for process in Path("/proc").glob("[0-9]*"):
+        for what in ("environ", "cmdline"):
+            with contextlib.suppress(OSError):
+                assert token not in (process / what).read_bytes(), process
 
 
 # A realisation that finds systemd: its unit starts our program as a service manager does, in nobody's session and with

@@ -72,7 +72,13 @@ def test_the_environment_of_a_call_is_exactly_the_private_one(tmp_path: Path, mo
         *("FLOX_DISABLE_METRICS", "FLOX_AUTH_NOTIFICATIONS", "FLOX_UPGRADE_NOTIFICATIONS", "FLOX_AUTO_ACTIVATE"),
         *("FLOX_SYSTEM_CONFIG_DIR", "FLOX_FLOXHUB_URL", "FLOX_CATALOG_URL", "NIX_CONF_DIR", "NIX_USER_CONF_FILES"),
         *("_FLOX_DISABLE_KEYRING", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS"),
-        *("GIT_TERMINAL_PROMPT", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"),
+        *(
+            "GIT_TERMINAL_PROMPT",
+            "GIT_HTTP_LOW_SPEED_LIMIT",
+            "GIT_HTTP_LOW_SPEED_TIME",
+            "GIT_CONFIG_GLOBAL",
+            "GIT_CONFIG_SYSTEM",
+        ),
         *("SSL_CERT_FILE", "NIX_SSL_CERT_FILE", "GIT_SSL_CAINFO"),
     }
     outside = [
