@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,8 @@ def built(tmp_path: Path) -> FakeNode:
 
 def boot(node: FakeNode) -> None:
     """What nodeadm makes of its template and the fragments, and a containerd that starts with it."""
-    lines = (node.root / FRAGMENT).read_text().partition("    config: |\n")[2].splitlines()
+    text = (node.root / FRAGMENT).read_text() if (node.root / FRAGMENT).exists() else ""
+    lines = text.partition("    config: |\n")[2].splitlines()
     node.config.write_text(TEMPLATE + "\n".join(line[6:] for line in lines) + "\n")
     (node.root / "etc/containerd/base-runtime-spec.json").write_text("{}")
     (node.root / "etc/machine-id").write_text("0123456789abcdef\n")
@@ -106,6 +109,74 @@ def test_a_node_of_the_image_is_whole_and_an_install_adopts_it(built: FakeNode, 
         left = set(built.tree()) - set(before)
         assert left == {"etc/containerd/config.toml", "etc/containerd/base-runtime-spec.json"}, "which nodeadm writes"
         assert "flox" not in tomllib.loads(built.config.read_text())["plugins"][PLUGIN]["containerd"]["runtimes"]
+
+
+def test_a_build_that_was_killed_is_judged_so_and_finished_by_the_next_run(
+    tmp_path: Path, payload: Payload, built: FakeNode
+) -> None:
+    image.bake(built.host, payload, EKS, ignore)
+    whole = built.tree()
+    steps = 0
+    while True:
+        node = FakeNode(tmp_path / f"killed-{steps}", config="")
+        node.config.unlink()
+        (node.root / "etc/eks/nodeadm.d").mkdir(parents=True)
+        (node.root / "etc/machine-id").write_text("")
+        killed = Killed(after=steps)
+        try:
+            image.bake(node.host, payload, EKS, killed)
+        except KeyboardInterrupt:
+            assert image.judge(node.host, EKS).problems
+            image.bake(node.host, payload, EKS, ignore)
+        assert image.judge(node.host, EKS).problems == ()
+        assert node.tree().keys() == whole.keys()
+        if killed.after >= 0:
+            break
+        steps += 1
+    assert steps > 5
+
+
+@dataclass
+class Killed:
+    """Tells of nothing, and is the end of the run once so many steps were done."""
+
+    after: int
+
+    def __call__(self, _: StepResult) -> None:
+        self.after -= 1
+        if self.after < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("first", ["in the image", "by the DaemonSet"])
+def test_a_newer_payload_of_a_bootstrap_at_a_later_boot_is_an_upgrade(
+    built: FakeNode, payload: Payload, successor: Payload, first: str
+) -> None:
+    before = built.tree()
+    if first == "in the image":
+        image.bake(built.host, payload, EKS, ignore)
+    boot(built)
+    with built.containerd.serving():
+        if first == "in the image":
+            maintenance.boot(built.host, ignore)
+        else:
+            install(built.host, payload, EKS, ignore)
+    restarts = built.containerd.restarts
+    # The next boot: nodeadm-config.service writes what the user data alone say, then the user data's shell parts run.
+    shutil.rmtree(built.root / "run")
+    (built.root / "run").mkdir()
+    built.config.write_text(TEMPLATE)
+    image.bake(built.host, successor, EKS, ignore)
+    boot(built)
+    with built.containerd.serving():
+        maintenance.boot(built.host, ignore)
+        found = status(built.host, EKS)
+        assert (found.payload_id, found.drift, found.handler_live) == (successor.manifest.id, (), True)
+        assert {step.outcome for step in install(built.host, successor, EKS, ignore)} == {Outcome.ALREADY}
+        assert built.containerd.restarts == restarts
+        uninstall(built.host, EKS, ignore, purge=True)
+        assert "flox" not in tomllib.loads(built.config.read_text())["plugins"][PLUGIN]["containerd"]["runtimes"]
+    assert set(built.tree()) - set(before) == {"etc/containerd/config.toml", "etc/containerd/base-runtime-spec.json"}
 
 
 @pytest.mark.parametrize(
