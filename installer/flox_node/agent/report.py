@@ -101,7 +101,7 @@ class Reporter:
         found = self._api.request("GET", self._path)
         handlers = found.get("status", {}).get("runtimeHandlers")
         if not handlers:
-            text = "The kubelet reports no handlers: that takes containerd 2 and Kubernetes 1.30."
+            text = "The kubelet reports no handlers: that takes containerd 2 and Kubernetes 1.31."
         elif node.lacks_handler(found):
             text = "The kubelet does not report the handler flox: the image or the bootstrap of this node has failed."
         else:

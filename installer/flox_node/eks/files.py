@@ -14,7 +14,7 @@ from flox_node.containerd.config import schema
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.registration.nodeadm import fragment
 from flox_node.containerd.config.version import ContainerdVersion
-from flox_node.eks.group import Group, require_no_labels, require_payload
+from flox_node.eks.group import Group, require_lifted, require_no_labels, require_payload
 from flox_node.names import ENABLED, NOT_READY, SHIM
 
 LABEL = (ENABLED, "true")
@@ -27,22 +27,18 @@ _AFTER = """\
 # Then, once for the cluster: the RuntimeClass, and the reporter that lifts the startup taint:
 #   kubectl apply -k daemonset/overlays/baked
 """
-_AFTER_WITHOUT_HANDLERS = """\
-# Then, once for the cluster: the RuntimeClass, and the DaemonSet, which adopts these nodes and lifts the startup taint
-# (its reporter alone could not: kubelets tell of handlers since Kubernetes 1.31):
-#   kubectl apply -f daemonset/flox-node.yaml
-"""
 
 
 def nodegroup(group: Group) -> str:
     """A managed node group for `eksctl create nodegroup -f`."""
     require_payload(group)
+    require_lifted(group)
     image = [f"    ami: {group.ami}"] if group.is_baked else []
     bootstrap = ["    preBootstrapCommands: # before nodeadm starts containerd and the kubelet", "      - |"]
     lines = [
         f"# {_purpose(group)}",
         f"#   eksctl create nodegroup --config-file {group.name}.yaml",
-        *_after(group),
+        *_AFTER.splitlines(),
         "apiVersion: eksctl.io/v1alpha5",
         "kind: ClusterConfig",
         "metadata:",
@@ -104,12 +100,13 @@ def userdata(group: Group) -> str:
 def karpenter(group: Group) -> str:
     """A NodePool and its EC2NodeClass."""
     require_payload(group)
+    require_lifted(group)
     image = f"    - id: {group.ami}" if group.is_baked else "    - alias: al2023@latest # name a release for production"
     user_data = [] if group.is_baked else ["  userData: |", *(f"    {line}".rstrip() for line in _mime(group))]
     lines = [
         f"# {_purpose(group)}",
         f"#   kubectl apply -f {group.name}.yaml",
-        *_after(group),
+        *_AFTER.splitlines(),
         "apiVersion: karpenter.sh/v1",
         "kind: NodePool",
         "metadata:",
@@ -179,6 +176,7 @@ def karpenter(group: Group) -> str:
 def terraform(group: Group) -> str:
     """A node group by terraform-aws-modules/eks, version 21."""
     require_payload(group)
+    require_lifted(group)
     image = [
         f'  ami_id   = "{group.ami}"',
         "  # With an image of one's own nobody else tells nodeadm about the cluster: no node would join.",
@@ -197,7 +195,7 @@ def terraform(group: Group) -> str:
     ]
     lines = [
         f"# {_purpose(group)}",
-        *_after(group),
+        *_AFTER.splitlines(),
         'variable "subnet_ids" {',
         "  type = list(string)",
         "}",
@@ -253,10 +251,6 @@ def terraform(group: Group) -> str:
 def _purpose(group: Group) -> str:
     how = "their image has all" if group.is_baked else "the stock image, made so at the first boot"
     return f"Flox nodes on EKS (AL2023): {how}."
-
-
-def _after(group: Group) -> list[str]:
-    return (_AFTER if group.tells_handlers else _AFTER_WITHOUT_HANDLERS).splitlines()
 
 
 def _labels(group: Group) -> list[tuple[str, str]]:

@@ -82,7 +82,7 @@ class Group:
         for name, value in self.labels.items():
             if not _LABEL.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise UsageError(f"{name}={value} is no label.")
-        if self._minor < 28:
+        if self.minor < 28:
             raise UsageError(f"Kubernetes {self.kubernetes} is too old for AL2023.")
 
     @property
@@ -93,15 +93,11 @@ class Group:
     @property
     def containerd(self) -> str:
         """The release line of containerd in EKS' images for this Kubernetes."""
-        return "1.7" if self._minor < 30 else "2.1"
+        return "1.7" if self.minor < 30 else "2.1"
 
     @property
-    def tells_handlers(self) -> bool:
-        """Whether its kubelets report runtime handlers; before 1.31 that is behind a feature gate."""
-        return self._minor >= 31
-
-    @property
-    def _minor(self) -> int:
+    def minor(self) -> int:
+        """35 of Kubernetes 1.35."""
         return int(self.kubernetes.partition(".")[2])
 
 
@@ -114,6 +110,16 @@ def require_payload(group: Group) -> None:
         )
     if group.payload and not group.payload.startswith("oci://") and not group.sha256:
         raise UsageError("A payload from a URL needs the digest that it must have.", remedy="Give --sha256.")
+
+
+def require_lifted(group: Group) -> None:
+    """Raise UsageError where nothing of ours could lift the startup taint that a group declares."""
+    if group.minor < 31:
+        raise UsageError(
+            f"Kubernetes {group.kubernetes} is too old for the DaemonSet, and its kubelets report no handlers: "
+            "the startup taint would stay for ever.",
+            remedy="Upgrade the cluster to 1.31 or newer.",
+        )
 
 
 def require_no_labels(group: Group) -> None:

@@ -42,7 +42,7 @@ class Wanted:
 
 
 def lacks_handler(node: Object) -> bool:
-    """Whether the kubelet reports runtime handlers (containerd 2, Kubernetes 1.30), and ours is not among them."""
+    """Whether the kubelet reports runtime handlers (containerd 2, Kubernetes 1.31), and ours is not among them."""
     handlers = node.get("status", {}).get("runtimeHandlers") or []
     return bool(handlers) and all(handler.get("name") != RUNTIME_CLASS for handler in handlers)
 

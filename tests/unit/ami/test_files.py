@@ -19,6 +19,7 @@ import yaml
 
 from flox_node.eks import files
 from flox_node.errors import RefusedError, UsageError
+from flox_node.kube.manifests import MINIMUM_MINOR
 from flox_node.settings import STARTUP_TAINTS
 from tests.kustomize import DAEMONSET
 from tests.unit.ami.examples import CALLS, FOLDER, GROUP, IMAGE, STOCK, printed
@@ -197,17 +198,11 @@ def test_an_autoscaler_makes_the_first_node_for_a_flox_pod_and_the_taint_is_one_
     assert keys == set(STARTUP_TAINTS)
 
 
-@pytest.mark.parametrize(
-    ("kubernetes", "lifts"), [("1.30", "daemonset/flox-node.yaml"), ("1.31", "daemonset/overlays/baked")]
-)
-def test_what_lifts_the_taint_can_see_the_handler(kubernetes: str, lifts: str) -> None:
-    for what in ("nodegroup", "karpenter", "terraform"):
-        found = [
-            path
-            for path in ("daemonset/flox-node.yaml", "daemonset/overlays/baked")
-            if path in printed(what, *IMAGE, *GROUP, "--kubernetes", kubernetes)
-        ]
-        assert found == [lifts]
+@pytest.mark.parametrize("what", ["nodegroup", "karpenter", "terraform"])
+def test_a_group_whose_startup_taint_nothing_would_lift_is_no_file(what: str) -> None:
+    with pytest.raises(UsageError, match="for ever"):
+        printed(what, *IMAGE, *GROUP, "--kubernetes", f"1.{MINIMUM_MINOR - 1}")
+    assert "daemonset/overlays/baked" in printed(what, *IMAGE, *GROUP, "--kubernetes", f"1.{MINIMUM_MINOR}")
 
 
 def test_the_runtime_class_is_the_manifests_own() -> None:
