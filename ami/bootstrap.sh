@@ -280,7 +280,8 @@ else
     set -- --image-build
 fi
 hand_over "$work/payload" install "$@" || fail "the installation failed, see above."
-rm -rf "$work"
+# Everything of the work but what is mounted there: that would be the node itself.
+rmdir "$work/root/host" && rm -rf "$work"
 printf '%s\n' "$digest" >"$state/bootstrapped"
 phase "installed"
 if [ "$mode" != --image-build ] && [ $# -gt 0 ]; then

@@ -250,7 +250,7 @@ module "flox_nodes" {
           set -- --image-build
       fi
       hand_over "$work/payload" install "$@" || fail "the installation failed, see above."
-      rm -rf "$work"
+      rmdir "$work/root/host" && rm -rf "$work"
       printf '%s\n' "$digest" >"$state/bootstrapped"
       phase "installed"
       if [ "$mode" != --image-build ] && [ $# -gt 0 ]; then
