@@ -106,7 +106,7 @@ def private_environment(folder: str, policy: Policy, *, token: str | None, ca_fi
         "GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": _STALLED_S,
         "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
         "NIX_CONF_DIR": f"{home}/nix", "NIX_USER_CONF_FILES": "", "NIX_CONFIG": nix_config(policy),
-        **_hub(policy), **_proxies(policy),
+        **hub_variables(policy), **_proxies(policy),
     }  # fmt: skip
     for kind in ("config", "cache", "data", "state"):
         environment[f"XDG_{kind.upper()}_HOME"] = f"{home}/{kind}"
@@ -120,7 +120,7 @@ def private_environment(folder: str, policy: Policy, *, token: str | None, ca_fi
     return environment
 
 
-def _hub(policy: Policy) -> dict[str, str]:
+def hub_variables(policy: Policy) -> dict[str, str]:
     """The hub for git and for everything else: the pod's token goes there and nowhere else."""
     variables = {"FLOX_FLOXHUB_URL": policy.hub_url, "FLOX_CATALOG_URL": policy.api_url}
     if policy.git_url != Policy(floxhub=FloxHub(url=policy.hub_url)).git_url:

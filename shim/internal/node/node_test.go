@@ -1,6 +1,7 @@
 package node
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -128,5 +129,61 @@ func TestARootIsReplacedAsAWhole(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(filepath.Dir(path)); len(entries) != 1 {
 		t.Fatalf("%v", entries)
+	}
+}
+
+// The Python side reads the same cases (tests/unit/state/test_policy.py).
+func TestAPolicyMeansWhatItMeansToThePythonSide(t *testing.T) {
+	data, err := os.ReadFile("../../../tests/unit/state/policies.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []struct {
+		What, Namespace string
+		File            json.RawMessage
+		Pods            map[string]any
+		Means           map[string]any
+		Hub             map[string]string
+		GitURL          string `json:"git_url"`
+	}
+	if err = json.Unmarshal(data, &cases); err != nil || len(cases) < 5 {
+		t.Fatal(err, len(cases))
+	}
+	for _, each := range cases {
+		policy, err := policyOf(t, string(each.File))
+		if err != nil {
+			t.Errorf("%s: %v", each.What, err)
+		}
+		holds(t, each.What, policy.InNamespace(each.Namespace), each.Pods)
+		holds(t, each.What, policy.Nix, each.Means["nix"])
+		policy.Realise.FormerWait = nil
+		holds(t, each.What, policy.Realise, each.Means["realise"])
+		hub := map[string]string{}
+		for _, variable := range policy.HubVariables() {
+			name, value, _ := strings.Cut(variable, "=")
+			hub[name] = value
+		}
+		if policy.GitURL() != each.GitURL || !reflect.DeepEqual(hub, each.Hub) {
+			t.Errorf("%s: %s, %v", each.What, policy.GitURL(), hub)
+		}
+	}
+}
+
+// holds compares what the shim knows of a table with what the table means.
+func holds(t *testing.T, what string, ours any, wanted any) {
+	t.Helper()
+	data, _ := json.Marshal(ours)
+	var known map[string]any
+	if err := json.Unmarshal(data, &known); err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range known {
+		of, found := wanted.(map[string]any)[key]
+		if list, isList := of.([]any); isList && len(list) == 0 && value == nil {
+			continue
+		}
+		if value != nil && !found || !reflect.DeepEqual(value, of) {
+			t.Errorf("%s: %s is %v, not %v", what, key, value, of)
+		}
 	}
 }

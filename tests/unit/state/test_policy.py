@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
+from flox_node.environments.flox_cli import hub_variables
 from flox_node.errors import CorruptError, UsageError
 from flox_node.state import policy, policy_text
 from flox_node.state.policy import Namespace, Policy
@@ -237,3 +239,19 @@ def test_the_shims_default_caches_and_keys_are_ours() -> None:
     default = Policy()
     for word in (*default.substituters, *default.trusted_public_keys):
         assert f'"{word}"' in source
+
+
+CASES = json.loads((Path(__file__).parent / "policies.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["what"] for case in CASES])
+def test_a_policy_means_what_it_means_to_the_shim(case: dict[str, Any]) -> None:
+    """The shim reads the same cases (shim/internal/node/node_test.go)."""
+    read = policy.from_dict(case["file"])
+    means = read.as_dict()
+    assert {name: means[name] for name in case["means"]} == case["means"]
+    assert {name: getattr(read.in_namespace(case["namespace"]), name) for name in case["pods"]} == {
+        name: tuple(value) if isinstance(value, list) else value for name, value in case["pods"].items()
+    }
+    assert hub_variables(read) == case["hub"]
+    assert read.git_url == case["git_url"]
