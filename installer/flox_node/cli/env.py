@@ -138,12 +138,13 @@ def verify(
     found = verifying.verify(access, Deadline.after(_VERIFY_S), repair=repair, tell=say)
     lines = [f"{found.environments} environments, {found.store_paths} store paths"]
     lines += [f"repaired: {path}" for path in found.repaired]
+    lines += [f"removed, made anew for the next pod: {path}" for path in found.removed]
     lines += [f"damaged: {path}, of {', '.join(users)}" for path, users in found.damaged.items()]
     error = None
     if found.damaged:
         remedy = (
-            "No binary cache of the policy has them, or they are environments, which are put together here: let the "
-            "pods that use them end, run `flox-node env gc --days 0`, and have the environments fetched again."
+            "No binary cache of the policy has them, or a pod has what was put together here: let the pods that use "
+            "them end, and run it again."
             if repair
             else "Run `flox-node env verify --repair`."
         )

@@ -68,7 +68,7 @@ def realise(question: Question, access: Access, deadline: Deadline, telling: Tel
             held.enter_context(roots.hold(name, [path for package in packages for path in package.paths], paths))
             if not policy.nix.builds:
                 tokenless = {key: value for key, value in env.items() if key != "FLOX_FLOXHUB_TOKEN"}
-                nix = substitute.Nix(_nix(paths), tokenless, deadline)
+                nix = substitute.Nix(nix_program(paths), tokenless, deadline)
                 substitute.fetch(packages, nix, policy.realise, paths, telling.bytes)
             telling.step("build")
             exact = Reference(reference.owner, reference.name, generation.number)
@@ -133,5 +133,6 @@ def program(name: str, paths: Paths) -> str:
     return paths.on_disk(str(found))
 
 
-def _nix(paths: Paths) -> str:
+def nix_program(paths: Paths) -> str:
+    """The payload's `nix`; see `program`."""
     return program("nix-store", paths).removesuffix("nix-store") + "nix"  # one program under two names

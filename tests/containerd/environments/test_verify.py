@@ -60,6 +60,13 @@ def test_damaged_packages_are_found_and_fetched_again_and_what_no_cache_has_is_t
     node.run(node.nix_store, "--verify", "--check-contents")
     spoil(node.real(f"{made}/requisites.txt"))
     assert made in verified(node)["damaged"]
+    roots = node.real("/nix/var/nix/gcroots/flox-node")
+    (roots / "pod-1").symlink_to(made)
+    assert made in verified(node, "--repair")["damaged"], "a pod has it"
+    (roots / "pod-1").unlink()
     found = verified(node, "--repair")
-    assert (found["damaged"], found["repaired"]) == ({made: ["demo/hello (run)"]}, [])
+    assert (found["damaged"], found["repaired"], found["removed"]) == ({}, [], [made])
+    assert not node.real(made).exists()
     assert not node.pulls()
+    assert node.realise("demo/hello")["resolution"]["store_path"] == made
+    assert verified(node)["damaged"] == {}

@@ -53,14 +53,14 @@ def test_a_wrong_environment_or_token_is_refused_before_anybody_is_asked(
 def test_verify_names_what_is_damaged_and_what_was_mended(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = Verified(1, 7, {STORE_PATH: ["demo/hello (run)"]}, [])
+    found = Verified(1, 7, {STORE_PATH: ["demo/hello (run)"]}, [], [])
     monkeypatch.setattr(verify, "verify", lambda *_, **__: found)
     code, text = run(capsys, "verify", "--json")
     told = json.loads(text)
     assert (code, told["error"], told["damaged"]) == (8, "corrupt", {STORE_PATH: ["demo/hello (run)"]})
     assert "env verify --repair" in told["remedy"]
-    assert "env gc" in json.loads(run(capsys, "verify", "--repair", "--json")[1])["remedy"]
-    monkeypatch.setattr(verify, "verify", lambda *_, **__: Verified(1, 7, {}, [STORE_PATH]))
+    assert "pods" in json.loads(run(capsys, "verify", "--repair", "--json")[1])["remedy"]
+    monkeypatch.setattr(verify, "verify", lambda *_, **__: Verified(1, 7, {}, [STORE_PATH], []))
     code, text = run(capsys, "verify", "--repair")
     assert code == 0
     assert f"repaired: {STORE_PATH}" in text
