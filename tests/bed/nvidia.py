@@ -1,4 +1,4 @@
-"""NVIDIA's own `nvidia-ctk`, which registers their runtime with containerd, and what their toolkit's pod has it do."""
+"""NVIDIA's container toolkit: its own `nvidia-ctk`, which registers their runtime with containerd, and what their toolkit's pod has it do."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _MODULE = golang.TOOLS / "nvidia-ctk"
 DROP_IN = "etc/containerd/conf.d/99-nvidia.toml"
 
 
-def ctk() -> Path:
-    """The program. It loads the driver's library when it needs it, hence the lazy linking."""
+def program(name: Literal["nvidia-ctk", "nvidia-container-runtime"]) -> Path:
+    """One of the programs. They load the driver's library when they need it, hence the lazy linking."""
 
     def build(folder: Path) -> None:
         golang.build(_MODULE, "tool", into=folder, ldflags="-extldflags=-Wl,-z,lazy", cgo=True)
 
-    return cache.artefact("nvidia-ctk", {"sources": golang.sources(_MODULE), "revision": 1}, build) / "nvidia-ctk"
+    return cache.artefact("nvidia-ctk", {"sources": golang.sources(_MODULE), "revision": 1}, build) / name
 
 
 def put_ctk(box: NodeBox) -> None:
     """Have the program on the box, which is off."""
     programs = box.folder / "disk/usr/bin"
     programs.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ctk(), programs)
+    shutil.copy(program("nvidia-ctk"), programs)
 
 
 def configure(box: NodeBox, source: Literal["command", "file"], *, default: bool = False) -> None:

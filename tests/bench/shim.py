@@ -1,44 +1,62 @@
-"""What the shim costs a call: the time of a call that it only passes on, over that of the runtime behind it.
+"""What the shim costs a call that it only passes on, and what NVIDIA's container runtime costs the same call.
 
 The inner runtime is /bin/true, which create kept in the bundle as it does for any container. So what is measured is the
-shim's own start, its look at the arguments and the bundle, and the second exec. `posix_spawn` by a small loop in one
-process; alternating.
+program's own start, its look at the arguments, the bundle or the configuration, and the second exec. `posix_spawn` by a
+small loop in one process; alternating.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.bed import nvidia
 from tests.bed.environment import ROOT, go_build
-from tests.bench.rows import Measurement, Row, row
+from tests.bench.rows import Measurement, Row, ratio, row
 
 ROUNDS = 400
+_INNER = "/bin/true"
+_NVIDIA = f"""[nvidia-container-runtime]
+debug = "/dev/null"
+log-level = "error"
+runtimes = ["{_INNER}"]
+"""
 
 
 def pass_through() -> Sequence[Row]:
-    """Milliseconds of `flox-runtime ... kill ID 15` over those of the inner runtime alone."""
+    """Milliseconds of `RUNTIME ... kill ID 15` over those of the inner runtime alone, for the shim and for NVIDIA's."""
     with tempfile.TemporaryDirectory(prefix="flox-node-bench-") as scratch:
-        shim = Path(scratch) / "flox-runtime"
+        folder = Path(scratch)
+        shim, theirs = folder / "flox-runtime", folder / "nvidia"
         go_build(ROOT / "shim", shim)
-        (Path(scratch) / "flox-inner-runtime").write_text("/bin/true\n")
+        shutil.copy(nvidia.program("nvidia-container-runtime"), theirs)
+        (folder / "flox-inner-runtime").write_text(f"{_INNER}\n")
+        (folder / "nvidia-container-runtime").mkdir()
+        (folder / "nvidia-container-runtime/config.toml").write_text(_NVIDIA)
+        environment = {"PATH": "/usr/bin:/bin", "XDG_CONFIG_HOME": scratch}
         arguments = ["--root", "/run/containerd/runc/k8s.io", "--log", f"{scratch}/log.json", "--log-format", "json"]
-        calls = [[str(shim), *arguments, "kill", "0" * 64, "15"], ["/bin/true"]]
-        samples: list[list[float]] = [[], []]
+        call = [*arguments, "kill", "0" * 64, "15"]
+        calls = [[str(shim), *call], [str(theirs), *call], [_INNER]]
+        samples: list[list[float]] = [[], [], []]
         for _ in range(ROUNDS):
-            for call, into in zip(calls, samples, strict=True):
-                into.append(_milliseconds(call))
-    own = [ours - theirs for ours, theirs in zip(*samples, strict=True)]
-    return (row("shim.own_ms", own, unit="ms", goal=1.5),)
+            for command, into in zip(calls, samples, strict=True):
+                into.append(_milliseconds(command, environment))
+    ours, nvidias = ([with_it - alone for with_it, alone in zip(each, samples[2], strict=True)] for each in samples[:2])
+    return (
+        row("shim.own_ms", ours, unit="ms", goal=1.5),
+        row("shim.nvidia_runtime_own_ms", nvidias, unit="ms", goal=None),
+        ratio("shim.own_vs_nvidia_ratio", ours, nvidias, goal=0.5),
+    )
 
 
-def _milliseconds(command: list[str]) -> float:
+def _milliseconds(command: list[str], environment: dict[str, str]) -> float:
     started = time.perf_counter()
-    child = os.posix_spawn(command[0], command, {"PATH": "/usr/bin:/bin"})
+    child = os.posix_spawn(command[0], command, environment)
     _, status = os.waitpid(child, 0)
     seconds = time.perf_counter() - started
     if status:
@@ -46,4 +64,6 @@ def _milliseconds(command: list[str]) -> float:
     return seconds * 1000
 
 
-MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {pass_through: ("shim.own_ms",)}
+MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
+    pass_through: ("shim.own_ms", "shim.nvidia_runtime_own_ms", "shim.own_vs_nvidia_ratio")
+}

@@ -1,9 +1,13 @@
-// nvidia-ctk, a neighbour of the node tests (tests/bed/nvidia.py) and what `make bench` measures an install against.
+// NVIDIA's tools, neighbours of the node tests (tests/bed/nvidia.py); `make bench` measures an install and the shim
+// against them.
 module flox.test/nvidia-ctk
 
 go 1.24.0
 
-tool github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk
+tool (
+	github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-container-runtime
+	github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-ctk
+)
 
 require (
 	github.com/NVIDIA/go-nvlib v0.8.1 // indirect
