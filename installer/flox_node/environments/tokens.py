@@ -105,7 +105,9 @@ def _read(volume: str) -> bytes | None:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         # What somebody else may write into could be another file by now than the one that was looked at.
         really = os.readlink(f"/proc/self/fd/{descriptor}").startswith(inside)
-        return stream.read(_LARGEST) if really and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        return os.read(descriptor, _LARGEST) if really and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    finally:
+        os.close(descriptor)

@@ -62,13 +62,13 @@ func name(key string) string {
 	if key != "" && strings.Trim(key, bare) == "" {
 		return key
 	}
-	return quote(key)
+	return quote(key, false)
 }
 
 func value(of any) string {
 	switch of := of.(type) {
 	case string:
-		return quote(of)
+		return quote(of, strings.Contains(of, "\n"))
 	case json.Number:
 		return of.String()
 	case bool:
@@ -91,10 +91,9 @@ func value(of any) string {
 	return `""` // null in a list, which no manifest has
 }
 
-// quote writes a basic string; one of several lines, such as a hook, as a multi-line one.
-func quote(text string) string {
+// quote writes a basic string, or a multi-line one, which only values can be: a hook is one.
+func quote(text string, multiline bool) string {
 	var quoted strings.Builder
-	multiline := strings.Contains(text, "\n")
 	for _, r := range text {
 		switch {
 		case r == '\n' && multiline:

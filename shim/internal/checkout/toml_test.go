@@ -3,6 +3,8 @@ package checkout
 import (
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"flox.dev/flox-node/shim/internal/activation"
@@ -89,4 +91,19 @@ func TestADamagedLockMakesNoCheckout(t *testing.T) {
 	if err := Add(root, view, resolution, false); err == nil {
 		t.Error("a checkout of the image's is left alone")
 	}
+}
+
+// Whatever a lock holds: a manifest or an error, and no key in it takes more than its line.
+func FuzzManifestOf(f *testing.F) {
+	f.Add([]byte(`{"manifest":{"vars":{"a\n[hook]":"x\n[hook]\non-activate='y'"},"install":{"x":{"pkg-path":"x"}}}}`), "a\n[hook]")
+	f.Add([]byte(`{"compose":{"composer":{"a":[1,{"b":null}],"c":1e999}}}`), "\"\\\r")
+	f.Fuzz(func(t *testing.T, lock []byte, key string) {
+		if manifest, err := ManifestOf(lock); err != nil && len(manifest) > 0 {
+			t.Error(err)
+		}
+		named, err := ManifestOf([]byte(`{"manifest":{"vars":{` + strconv.QuoteToASCII(key) + `:"value"}}}`))
+		if err == nil && strings.Count(string(named), "\n") != 3 {
+			t.Errorf("%q", named)
+		}
+	})
 }

@@ -186,4 +186,28 @@ func holds(t *testing.T, what string, ours any, wanted any) {
 			t.Errorf("%s: %s is %v, not %v", what, key, value, of)
 		}
 	}
+
+// Whatever somebody wrote into the policy's file: it is one, or the default and an error.
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte(`{"inner_runtime":"/usr/bin/runc","pods":{"owners":["a*"],"cache_mib":1e300},"realise":{"wait_s":-1}}`))
+	f.Add([]byte(`{"namespaces":{"a":{"nix_mutable":null,"owners":[null]}},"floxhub":{"url":"://hub."}}`))
+	f.Fuzz(func(t *testing.T, content []byte) {
+		SetPrefix(t.TempDir())
+		t.Cleanup(func() { SetPrefix("") })
+		if err := WriteFile(Path(policyFile), content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		policy, err := LoadPolicy()
+		if err != nil && !reflect.DeepEqual(policy, DefaultPolicy()) {
+			t.Errorf("%+v", policy)
+		}
+		rules := policy.InNamespace("a")
+		_, _, _ = rules.AllowsOwner("x"), rules.Skips("x"), policy.HubVariables()
+		if wait := policy.Deadline(); wait < shortestWait || wait > longestWait {
+			t.Error(wait)
+		}
+		if fresh := policy.Freshness(); fresh < 0 || fresh > longestFreshness {
+			t.Error(fresh)
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -156,4 +157,34 @@ func TestBothSidesGiveAGrantTheSameName(t *testing.T) {
 	if name != "16bc5a542f9ed92b7394c16620b2f9c06379b1892ece48d59a3ca489b28d1c89" {
 		t.Error(name)
 	}
+}
+
+// Whatever links the volumes of a pod hold: nothing outside of them is taken for its token.
+func FuzzHostileVolumes(f *testing.F) {
+	f.Add("..data/floxhub-token", "..1", "/etc", "c")
+	f.Add("../../../../../../../../etc/floxhub-token", "..", "../../secret", "..")
+	f.Add("/etc/floxhub-token", "floxhub-token", ".", "/")
+	f.Fuzz(func(t *testing.T, token, data, mount, name string) {
+		node.SetPrefix(t.TempDir())
+		t.Cleanup(func() { node.SetPrefix("") })
+		const outside = "flox_of_the_node"
+		write(t, node.Path("/etc/floxhub-token"), outside)
+		volumes := node.Path("/var/lib/kubelet/pods/uid-1/volumes")
+		write(t, filepath.Join(volumes, "kubernetes.io~secret/a/..1/floxhub-token"), "flox_of_the_pod")
+		for link, target := range map[string]string{
+			"kubernetes.io~secret/a/floxhub-token": token, "kubernetes.io~secret/a/..data": data,
+			"kubernetes.io~csi/c/mount": mount, "kubernetes.io~projected/" + name: mount, "kubernetes.io~csi/c/x": data,
+		} {
+			if !strings.HasPrefix(filepath.Join(volumes, link), volumes+"/") || strings.Contains(link, "\x00") {
+				continue
+			}
+			target = strings.ReplaceAll(target, "/etc", node.Path("/etc"))
+			_ = os.MkdirAll(filepath.Dir(filepath.Join(volumes, link)), 0o755)
+			_ = os.Symlink(target, filepath.Join(volumes, link))
+		}
+		found, _ := podToken("uid-1", node.DefaultPolicy())
+		if found == outside {
+			t.Errorf("token -> %q, ..data -> %q, mount -> %q, name %q", token, data, mount, name)
+		}
+	})
 }

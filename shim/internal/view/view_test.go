@@ -76,3 +76,24 @@ func TestNothingIsMountedOnWhatTheRuntimeDidNotMount(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a tenant's environment lists: what is shown is what lies in the store, by a name that leads nowhere else.
+func FuzzClosure(f *testing.F) {
+	f.Add([]byte(bash + "\n" + built + "\r\n"))
+	f.Add([]byte("/nix/store/../../etc\n-o\n" + bash + "/../x"))
+	f.Fuzz(func(t *testing.T, requisites []byte) {
+		store(t, string(requisites))
+		names, err := Closure(built)
+		if err != nil {
+			if strings.TrimSpace(err.Error()) == "" {
+				t.Error("an error without a text")
+			}
+			return
+		}
+		for _, name := range names {
+			if name != letters+"-environment" && name != letters+"-bash" {
+				t.Errorf("%q", name)
+			}
+		}
+	})
+}

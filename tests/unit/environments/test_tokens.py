@@ -112,3 +112,11 @@ def test_a_link_out_of_a_volume_is_not_followed(tmp_path: Path) -> None:
     volume.mkdir(parents=True)
     (volume / "floxhub-token").symlink_to(tmp_path / "floxhub-token")
     assert find(tmp_path) is None
+
+
+def test_a_folder_of_that_name_is_no_token(tmp_path: Path) -> None:
+    """`items: [{key: token, path: floxhub-token/x}]` of a secret makes one."""
+    volume = secret(tmp_path, "flox", b"flox_abc")
+    (volume / "floxhub-token").unlink()
+    (volume / "floxhub-token").symlink_to("..data")
+    assert find(tmp_path) is None
