@@ -1,4 +1,4 @@
-"""NVIDIA's container toolkit: its own `nvidia-ctk`, which registers their runtime with containerd, and what their toolkit's pod has it do."""
+"""NVIDIA's container toolkit: `nvidia-ctk`, which registers their runtime, and what its pod has that do."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from tests.bed import flox, nvidia, payload
 from tests.bed.box import NodeBox
-from tests.bench import nvidia
 from tests.bench.rows import Measurement, Row, cpu_seconds, ratio, row
 
 ROUNDS = 9
