@@ -186,6 +186,7 @@ func holds(t *testing.T, what string, ours any, wanted any) {
 			t.Errorf("%s: %s is %v, not %v", what, key, value, of)
 		}
 	}
+}
 
 // Whatever somebody wrote into the policy's file: it is one, or the default and an error.
 func FuzzPolicy(f *testing.F) {
