@@ -24,6 +24,7 @@ set -a # curl is to see a proxy that stands there
 [ ! -r /etc/flox-node/bootstrap.env ] || . /etc/flox-node/bootstrap.env
 set +a
 
+most_bytes=4294967296 # of a payload; what is more is something else, and would fill the node's disk
 mode=${1-}
 state=/var/lib/flox-node
 work=$state/bootstrap
@@ -85,7 +86,7 @@ request() { # url file curl's-own-options...: curl's exit code, 22 where the ser
     case $url in http://*) protocols=http,https ;; file://*) protocols='file' ;; *) protocols=https ;; esac
     options "$url" | curl --config - --silent --show-error --fail --location --max-redirs 5 --output "$file" \
         --proto "=$protocols" --proto-redir "=$protocols" --connect-timeout 10 --speed-limit 1024 --speed-time "${FLOX_NODE_STALL_S:-30}" \
-        --max-time "$remaining" --write-out '%header{www-authenticate}' "$@" >"$work/challenge" 2>"$work/curl.err"
+        --max-filesize "$most_bytes" --max-time "$remaining" --write-out '%header{www-authenticate}' "$@" >"$work/challenge" 2>"$work/curl.err"
 }
 
 refusal() { # the HTTP status of the last request that was refused
@@ -138,7 +139,7 @@ patiently() { # what command...
         case $code:$status in
         22:408 | 22:425 | 22:429 | 22:5??) ;;
         22:*) fail "$what is refused: HTTP $status." ;;
-        23:*) rm -f "$work"/*.part && fail "$what cannot be stored, is there space on the disk? $(told)." ;;
+        23:* | 63:*) rm -f "$work"/*.part && fail "$what cannot be stored, is there space on the disk? $(told)." ;;
         3:* | 60:* | 77:*) fail "$what cannot be fetched: $(told)." ;;
         esac
         [ "$(left)" -gt "$pause" ] || fail "$what could not be fetched in $patience s: $(told)."

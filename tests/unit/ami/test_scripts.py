@@ -303,6 +303,20 @@ def test_a_full_disk_is_told_and_nothing_of_it_is_used(dash: Machine, program: s
     assert not dash.is_installed
 
 
+def test_a_server_that_would_fill_the_disk_is_not_listened_to(dash: Machine) -> None:
+    def endless(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(5 << 30))
+        request.end_headers()
+        request.close_connection = True
+
+    with serving(endless) as server:
+        done = dash.run(f"{server.url}/p")
+        assert len(server.seen) == 1
+    assert "cannot be stored" in done.stderr
+    assert not [name for name in dash.left() if name.endswith(".part")]
+
+
 def test_settings_stand_in_a_file_too_and_a_proxy_there_is_used(dash: Machine) -> None:
     with serving(lambda request: request.send_file(BODY)) as proxy:
         (dash.root / "etc/flox-node").mkdir()
