@@ -267,7 +267,8 @@ class Client:
             import requests
         except ImportError as error:
             raise UsageError(
-                "Fetching payloads needs the package requests.", remedy="pip install 'flox-node[fetch]'"
+                "Fetching payloads needs the package requests.",
+                remedy="pip install 'flox-node[fetch]'; or, on a node, fetch it with curl and name the file.",
             ) from error
         from flox_node import __version__
 
