@@ -30,7 +30,7 @@ demo: bed ## Boot a node in a box, install, run a Flox pod in it, uninstall (CON
 test: lint test-unit test-containerd test-node test-cluster ## Lint and run one case of each kind
 
 # Tests that own all they touch run on every core; a node box or a cluster takes the whole machine.
-PARALLEL := -n auto --dist loadfile
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 test-unit: setup ## Without root and a network; ARGS='-k slots' for some of them
 	@$(BIN)/python -m pytest $(PARALLEL) tests/unit $(ARGS)

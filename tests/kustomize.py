@@ -3,6 +3,8 @@
 `python -m tests.kustomize` writes daemonset/flox-node.yaml.
 """
 
+import copy
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -38,13 +40,18 @@ def objects(folder: Path) -> list[Object]:
     return _built(folder, [])
 
 
+@functools.cache
+def _read(file: Path) -> list[Object]:
+    return list(yaml.safe_load_all(file.read_text()))
+
+
 def _built(folder: Path, found: list[Object]) -> list[Object]:
     (file,) = folder.glob("kustomization.yaml")
     kustomization = yaml.safe_load(file.read_text())
     kustomization.pop("sortOptions", None)
     for name in kustomization.pop("resources", []):
         path = folder / name
-        found += _built(path, []) if path.is_dir() else yaml.safe_load_all(path.read_text())
+        found += _built(path, []) if path.is_dir() else copy.deepcopy(_read(path))
     for name in kustomization.pop("components", []):
         found = _built(folder / name, found)
     for patch in kustomization.pop("patches", []):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from dataclasses import dataclass
@@ -9,8 +10,12 @@ from pathlib import Path
 from unittest import mock
 
 import typer
+import typer.main
 
 from flox_node.cli import app, output
+
+# The program makes its commands once, and that is most of what a call costs.
+_made_once = functools.cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,10 @@ class Done:
 def call(*words: str | Path, input: bytes = b"", of: typer.Typer = app) -> Done:
     """Run `flox-node WORDS...`; an error of ours is its exit code and text, as for a user."""
     stdin, stdout, stderr = (io.TextIOWrapper(io.BytesIO(data), encoding="utf-8") for data in (input, b"", b""))
-    with mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr):
+    with (
+        mock.patch.multiple(sys, stdin=stdin, stdout=stdout, stderr=stderr),
+        mock.patch.object(typer.main, "get_command", _made_once),
+    ):
         exit_code = output.run(of, [str(word) for word in words])
     told = []
     for stream in (stdout, stderr):

@@ -6,6 +6,7 @@ What is adapted here can be adapted with kustomize too (`daemonset/overlays`); t
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ def as_yaml(items: Sequence[Object]) -> str:
     return yaml.dump_all(items, Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
+@functools.cache  # YAML is slow to read, and `adapted` makes a copy
 def _load(path: Path) -> list[Object]:
     import yaml
 

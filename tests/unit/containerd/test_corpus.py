@@ -1,10 +1,11 @@
 """The model and the editor against what real daemons did with every file of the corpus."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
 
-from flox_node.containerd.config.editor import Handler, register, remove
+from flox_node.containerd.config.editor import Handler, Patch, register, remove
 from flox_node.containerd.config.effective import MapReader, load
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -23,6 +24,11 @@ def version(case: Case) -> ContainerdVersion:
     return ContainerdVersion.parse(case.containerd)
 
 
+@functools.cache
+def registered(source: bytes, containerd: ContainerdVersion, adopt: bool) -> Patch:
+    return register(source, Handler(), containerd, adopt=adopt)
+
+
 def test_patch_agrees_with_the_oracle_on_every_file_and_containerd() -> None:
     def check(case: Case) -> str | None:
         adopt = ["--adopt"] if case.flox_is_there else []
@@ -34,7 +40,7 @@ def test_patch_agrees_with_the_oracle_on_every_file_and_containerd() -> None:
             return f"{done.stderr or 'patched'}, the oracle says {case.verdict}"
         if refused or case.flox_is_there:
             return None
-        patch = register(case.source, Handler(), version(case))
+        patch = registered(case.source, version(case), adopt=False)
         good = case.ids_with_runc if patch.added_runc else case.ids
         return None if patch.plugin_id in good else f"{patch.plugin_id} is not among {good}"
 
@@ -81,7 +87,7 @@ def test_remove_gives_back_the_original_bytes_of_every_file() -> None:
 
 def test_a_second_patch_changes_nothing_in_any_file() -> None:
     def check(case: Case) -> str | None:
-        first = register(case.source, Handler(), version(case), adopt=case.flox_is_there)
+        first = registered(case.source, version(case), adopt=case.flox_is_there)
         second = register(first.result, Handler(), version(case))
         return None if not second.changed and second.result == first.result else "changed"
 

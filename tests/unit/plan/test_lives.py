@@ -36,6 +36,7 @@ from flox_node.containerd.config import block, editor, schema
 from flox_node.containerd.config.effective import Effective, load
 from flox_node.containerd.config.runtimes import tables_in_force
 from flox_node.containerd.config.version import ContainerdVersion
+from flox_node.containerd.live import cri as live_cri
 from flox_node.errors import FloxNodeError, RefusedError
 from flox_node.host import HostFiles
 from flox_node.payload import Payload
@@ -329,7 +330,7 @@ class Life(RuleBasedStateMachine):
         self.node = FakeNode(folder / "ours", release, config)
         self.control = folder / "control"
         shutil.copytree(self.node.root, self.control)
-        self.stack.enter_context(self.node.containerd.serving())
+        self.stack.enter_context(mock.patch.object(live_cri, "call", self.node.containerd.call))
         self.stack.enter_context(mock.patch.object(planner, "placing", return_value=()))
         self.stack.enter_context(mock.patch.object(planner, "EMPTY_IMAGE", ""))
         self.stack.enter_context(mock.patch.object(editor, "_ANNOTATIONS", ["flox.dev/*"]))

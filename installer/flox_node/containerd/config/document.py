@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from flox_node.containerd.config.version import ContainerdVersion
@@ -88,8 +88,13 @@ class Document:
         return None
 
 
+@lru_cache(maxsize=32)  # a run looks at the same few files many times
 def parse(source: bytes, version: ContainerdVersion) -> Document:
-    """Read a file as this containerd does. Raises RefusedError, with line and column, where it or TOML 1.0 refuses."""
+    """Read a file as this containerd does; what comes back is shared, and nobody changes it.
+
+    Raises:
+        RefusedError: with line and column, where this containerd or TOML 1.0 refuses it.
+    """
     go_toml_v1 = not version.reads_strict_toml
     try:
         if go_toml_v1:
