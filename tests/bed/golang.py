@@ -21,11 +21,20 @@ def build(module: Path, *targets: str, into: Path, ldflags: str = "", cgo: bool 
     ldflags: for the linker, besides those that leave out symbols. cgo: link with the machine's C compiler instead.
     """
     flags = f"-ldflags=-s -w {ldflags}".rstrip()
-    command = [go(), "build", "-trimpath", "-buildvcs=false", flags, "-o", f"{into}/", *targets]
-    environment = {**os.environ, "CGO_ENABLED": str(int(cgo)), "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly"}
-    done = subprocess.run(command, cwd=module, env=environment, capture_output=True, text=True, check=False)
+    command = ["build", "-trimpath", "-buildvcs=false", flags, "-o", f"{into}/", *targets]
+    _run(module, *command, CGO_ENABLED=str(int(cgo)))
+
+
+def vet(module: Path, *targets: str) -> None:
+    """RuntimeError with what `go vet` has to say of a module's packages."""
+    _run(module, "vet", *targets)
+
+
+def _run(module: Path, *words: str, **variables: str) -> None:
+    environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly", **variables}
+    done = subprocess.run([go(), *words], cwd=module, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} in {module} failed:\n{done.stderr}")
+        raise RuntimeError(f"go {' '.join(words)} in {module} failed:\n{done.stderr}")
 
 
 @functools.cache

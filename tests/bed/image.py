@@ -19,6 +19,7 @@ from pathlib import Path
 
 from flox_node import __version__
 from tests.bed import cache, debian, golang, images, payload, project, store
+from tests.bed.buildah import BUILD, Buildah
 
 REFERENCE = f"docker.io/library/flox-node:{__version__}"  # what the manifest names
 NEXT_REFERENCE = f"{REFERENCE}-next"
@@ -65,12 +66,13 @@ def _build(target: Path) -> None:
     except RuntimeError as error:
         # A build that was killed may leave layers that buildah knows and the disk does not. A second failure counts.
         cache.say(f"image: building without the layers of former builds, because: {str(error)[-300:]}")
-        shutil.rmtree(_layers(), ignore_errors=True)
+        shutil.rmtree(_buildah().layers, ignore_errors=True)
         _build_with_layers(target)
 
 
 def _build_with_layers(target: Path) -> None:
-    _buildah("rm", "--all")  # what a killed build left; no other one runs, since artefacts are built under a lock
+    buildah = _buildah()
+    buildah("rm", "--all")  # what a killed build left; no other one runs, since artefacts are built under a lock
     paths = payload.flox_store().paths
     arguments = {
         "PYTHON_IMAGE": _base("python", [_SUITE, _PACKAGES], {"PATH": images.PATH.removeprefix("PATH=")}, _fill_python),
@@ -81,15 +83,15 @@ def _build_with_layers(target: Path) -> None:
     }
     with tempfile.TemporaryDirectory() as secrets:
         _write_secrets(Path(secrets))
-        _buildah(
-            *("build", "--isolation=chroot", "--pull-never", "--layers", "--platform=linux/amd64", "--timestamp=0"),
+        buildah(
+            *(*BUILD, "--platform=linux/amd64", "--timestamp=0"),
             *(f"--build-arg={name}={value}" for name, value in arguments.items()),
             *(f"--secret=id={file.name},src={file}" for file in sorted(Path(secrets).iterdir())),
             *("--tag", REFERENCE, "--file", project.ROOT / "daemonset/Dockerfile", project.ROOT),
         )
     fast = ("--compression-format=zstd", "--compression-level=1")
-    _buildah("push", *fast, REFERENCE, f"oci-archive:{target}/flox-node.tar:{REFERENCE}")
-    _buildah("rmi", REFERENCE)  # its layers follow the sources and would not be used again
+    buildah("push", *fast, REFERENCE, f"oci-archive:{target}/flox-node.tar:{REFERENCE}")
+    buildah("rmi", REFERENCE)  # its layers follow the sources and would not be used again
     _prune()
 
 
@@ -100,17 +102,12 @@ def _base(name: str, recipe: object, environment: Mapping[str, str], fill: Calla
     """The reference of a base image, made if need be of the folder that `fill` fills."""
     digest = hashlib.sha256(json.dumps([_REVISION, recipe, environment]).encode()).hexdigest()
     reference = f"localhost/flox-node-{name}:{digest[:12]}"
-    if _buildah("images", "--quiet", "--filter", f"reference={reference}"):
+    buildah = _buildah()
+    if buildah("images", "--quiet", "--filter", f"reference={reference}"):
         return reference
     with cache.progress(f"base image {name}"), tempfile.TemporaryDirectory(dir=cache.folder()) as folder:
         fill(Path(folder))
-        container = _buildah("from", "scratch")
-        try:
-            _buildah("copy", "--quiet", container, folder, "/")
-            _buildah("config", *(f"--env={key}={value}" for key, value in environment.items()), container)
-            _buildah("commit", "--quiet", container, reference)
-        finally:
-            _buildah("rm", container)
+        buildah.commit(reference, Path(folder), *(f"--env={key}={value}" for key, value in environment.items()))
     return reference
 
 
@@ -161,20 +158,11 @@ def _write_secrets(folder: Path) -> None:
 
 def _prune() -> None:
     """Remove all layers but those of the base images, once there are too many of them."""
-    used = subprocess.run(["du", "-s", "--block-size=1", _layers()], capture_output=True, text=True, check=True).stdout
+    size = ["du", "-s", "--block-size=1", str(_buildah().layers)]
+    used = subprocess.run(size, capture_output=True, text=True, check=True).stdout
     if int(used.split()[0]) > _MOST_LAYERS:
-        _buildah("rmi", "--prune")
+        _buildah()("rmi", "--prune")
 
 
-def _layers() -> Path:
-    return cache.folder() / "buildah/layers"
-
-
-def _buildah(*arguments: str | Path) -> str:
-    # In a mount namespace of its own: what it mounts is gone with it, however it ends.
-    folders = ["--root", _layers(), "--runroot", _layers().with_name("run")]
-    command = ["unshare", "--mount", "buildah", *folders, "--storage-driver=overlay", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"buildah {' '.join(map(str, arguments))} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout.strip()
+def _buildah() -> Buildah:
+    return Buildah(cache.folder() / "buildah")

@@ -1,4 +1,7 @@
-"""kind without an engine: its own code for cluster files and patches, and its nodes' files, out of its module."""
+"""kind without an engine: its programs, its own code for cluster files and patches, and its nodes' files.
+
+The code and the files come out of kind's module (Apache-2.0) when they are asked for; nothing of it is kept here.
+"""
 
 import json
 import os
@@ -6,11 +9,29 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.bed import cache, golang
+from tests.bed import cache, debian, golang, releases
 
 RELEASES = ("0.27.0", "0.29.0", "0.31.0", "0.33.0")
 """What people have: Debian trixie's, two in between, and the newest. The last one's code is what is asked."""
+DEBIAN_SUITES = {"0.27": "trixie", "0.33": "sid"}
+"""Programs of kind that Debian has built; that of sid goes on to newer releases."""
+HOOK = "/kind/bin/mount-product-files.sh"
+START = "/usr/local/bin/kind-start"
 _CHECK = golang.TOOLS / "kind/main.go"
+# The entrypoint is what an engine starts, before systemd. Here systemd is first, so a unit runs those functions of it
+# that edit files of the node; the others are about an engine's network and cgroups. As rootless, because the machine
+# under a node of the bed lets nobody lower an oom score either.
+_START = """\
+#!/bin/bash
+set -o errexit -o nounset -o pipefail
+source <(sed '/^# validate state$/,$d' /usr/local/bin/entrypoint)
+userns=1
+configure_containerd
+configure_proxy
+fix_machine_id
+fix_product_name
+fix_product_uuid
+"""
 
 
 def node_config(release: str) -> str:
@@ -21,6 +42,22 @@ def node_config(release: str) -> str:
 def entrypoint(release: str) -> str:
     """The script that is the first process of a node."""
     return (_source(release) / "images/base/files/usr/local/bin/entrypoint").read_text()
+
+
+def program(release: str) -> Path:
+    """kind itself, as Debian built it: "0.27" of trixie, "0.33" (or a newer one by now) of sid."""
+    suite = DEBIAN_SUITES[release]
+
+    def unpack(folder: Path) -> None:
+        debian.unpack(suite, ["kind"], folder, closure=False)
+
+    return cache.artefact(f"kind-program-{release}", {"suite": suite, "revision": 1}, unpack) / "usr/bin/kind"
+
+
+def node_layer() -> Path:
+    """What kind's base image lays over a Debian: its files where its Dockerfile puts them, and jq, which they call."""
+    recipe = {"release": RELEASES[-1], "start": _START, "revision": 1}
+    return cache.artefact("kind-node", recipe, _build_node_layer)
 
 
 def load(cluster_file: Path) -> dict[str, object]:
@@ -44,13 +81,11 @@ def _check(*words: str | Path) -> str:
 
 
 def _build(folder: Path) -> None:
-    module = folder / "module"
-    shutil.copytree(_source(RELEASES[-1]), module)
-    subprocess.run(["chmod", "-R", "u+w", module], check=True)
-    (module / "pkg/check").mkdir()
-    shutil.copy(_CHECK, module / "pkg/check/main.go")
-    golang.build(module, "./pkg/check", into=folder)
-    shutil.rmtree(module)
+    module = _source(RELEASES[-1])
+    overlay = folder / "overlay.json"
+    overlay.write_text(json.dumps({"Replace": {str(module / "pkg/check/main.go"): str(_CHECK)}}))
+    golang.vet(module, f"-overlay={overlay}", "./pkg/check")
+    golang.build(module, f"-overlay={overlay}", "./pkg/check", into=folder)
 
 
 def _source(release: str) -> Path:
@@ -62,3 +97,29 @@ def _source(release: str) -> Path:
         subprocess.run(["chmod", "-R", "u+w", folder / "kind"], check=True)
 
     return cache.artefact(f"kind-{release}", {"release": release, "revision": 1}, download) / "kind"
+
+
+def _build_node_layer(root: Path) -> None:
+    debian.unpack("bookworm", ["jq", "libjq1", "libonig5"], root, closure=False)
+    files = _source(RELEASES[-1]) / "images/base/files"
+    shutil.copytree(files, root, dirs_exist_ok=True)
+    start = root / START.lstrip("/")
+    start.write_text(_START)
+    for path in (start, root / "usr/local/bin/entrypoint", *(root / "kind/bin").iterdir()):
+        path.chmod(0o755)
+    # The lines of its Dockerfile that are no copies: the base of every container's specification, and enabled units.
+    ctr = releases.program(releases.DEFAULT[-1], "ctr")
+    spec = json.loads(subprocess.run([ctr, "oci", "spec"], capture_output=True, check=True).stdout)
+    spec.setdefault("hooks", {}).setdefault("createContainer", []).append({"path": HOOK})
+    spec["process"].pop("rlimits", None)
+    (root / "etc/containerd/cri-base.json").write_text(json.dumps(spec))
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir()
+    for unit in ("containerd.service", "kubelet.service", "undo-mount-hacks.service"):
+        (wants / unit).symlink_to(f"/etc/systemd/system/{unit}")
+    # What kubeadm leaves on a node.
+    (root / "etc/kubernetes/manifests").mkdir(parents=True)
+    (root / "var/lib/kubelet").mkdir(parents=True)
+    (root / "var/lib/kubelet/config.yaml").write_text("kind: KubeletConfiguration\n")
+    flags = "--container-runtime-endpoint=unix:///run/containerd/containerd.sock"
+    (root / "var/lib/kubelet/kubeadm-flags.env").write_text(f'KUBELET_KUBEADM_ARGS="{flags}"\n')

@@ -169,15 +169,18 @@ class Machine(ABC):
         return done.stdout
 
     def load(self, *archives: Path) -> None:
-        """Load image archives of here into the machine's containerd, and wait until its CRI knows them.
-
-        The CRI plugin learns of an import by an event: on a loaded machine a pod started right after would not find it.
-        """
+        """Load image archives of here into the machine's containerd, and wait until its CRI knows them."""
         for archive in archives:
             self.ctr("images", "import", archive)
-        wanted = {name for archive in archives for name in images.names(archive)}
+        self.wait_for_images(*(name for archive in archives for name in images.names(archive)))
+
+    def wait_for_images(self, *names: str) -> None:
+        """Wait until the CRI knows these images.
+
+        It learns of an import by an event: on a loaded machine a pod started right after would not find the image.
+        """
         deadline = time.monotonic() + 60
-        while missing := wanted - set(self.cri.images()):
+        while missing := set(names) - set(self.cri.images()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The CRI does not know {', '.join(sorted(missing))}.")
             time.sleep(0.02)

@@ -1,14 +1,20 @@
-"""What `flox-node kind` hands to kind, against kind's own code, its nodes' own configurations and real containerds."""
+"""What `flox-node kind` hands to kind, against kind itself, its nodes' own configurations and real containerds."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flox_node.kind.cluster_file import MARK, OURS, Baked, Shape, cluster_file
-from tests.bed import kind
+from tests.bed import image, images, kind
 from tests.bed.containerd import Containerd
 from tests.conftest import FULL
 
@@ -67,3 +73,128 @@ def test_a_node_of_kind_with_our_patches_serves_the_handler(
     handlers = daemon.cri.handlers()
     assert {"runc", "test-handler", "flox"} <= set(handlers)
     assert handlers["flox"]["options"] == {"BinaryName": SHIM, "SystemdCgroup": True}
+
+
+ENGINE = Path(__file__).parents[1] / "doubles/engine.py"
+ADMIN = """\
+apiVersion: v1
+kind: Config
+clusters:
+- {name: flox, cluster: {server: "https://127.0.0.1:6443"}}
+users:
+- {name: kubernetes-admin, user: {}}
+contexts:
+- {name: admin, context: {cluster: flox, user: kubernetes-admin}}
+current-context: admin
+"""
+
+
+@pytest.mark.parametrize("release", kind.DEBIAN_SUITES)
+def test_kind_itself_makes_the_cluster_of_our_file_as_far_as_no_container_is_needed(
+    release: str, bed: object, tmp_path: Path
+) -> None:
+    """Every step of it, with an engine that only takes down what it is told."""
+    engine, kubeconfig = tmp_path / "engine", tmp_path / "kubeconfig"
+    engine.mkdir()
+    (engine / "admin.conf").write_text(ADMIN)
+    (tmp_path / "docker").symlink_to(ENGINE)
+    environment = {
+        **os.environ,
+        "ENGINE_DOUBLE": str(engine),
+        "KUBECONFIG": str(kubeconfig),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(kind.program(release)), *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr + (engine / "calls.jsonl").read_text()
+        return done
+
+    assert f"v{release}." in run("version").stdout or release == "0.33", "sid goes on"
+    made = run("create", "cluster", "--name=flox", f"--config={_file(tmp_path, nodes=2, port=9090)}", "--wait=120s")
+    assert "kind-flox" in made.stderr
+    assert yaml.safe_load(kubeconfig.read_text())["current-context"] == "kind-flox"
+    containers = json.loads((engine / "containers.json").read_text())
+    assert sorted(containers) == ["flox-control-plane", "flox-worker"]
+    assert "127.0.0.1:9090:30080/TCP" in containers["flox-control-plane"]["ports"]
+    for made_of in containers.values():  # kubeadm's configuration carries our mark to every kubelet
+        assert f"{MARK}={OURS}" in made_of["kubeadm"]
+    assert set(run("get", "nodes", "--name=flox").stdout.split()) == set(containers)
+    run("delete", "cluster", "--name=flox")
+    assert run("get", "clusters").stdout == ""
+    assert (kubeconfig.read_text().count("kind-flox"), json.loads((engine / "containers.json").read_text())) == (0, {})
+
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+IMPORTS = ("--all-platforms", "--platform=linux/amd64", "")
+
+
+@pytest.mark.skipif(not FULL, reason="a minute a release: in `make test-full`")
+@pytest.mark.parametrize("release", ["1.7", "2.1", "2.4"])
+def test_the_product_s_archive_is_imported_as_kind_does_and_as_we_do(
+    release: str, containerd: Callable[..., Containerd]
+) -> None:
+    daemon = containerd(release)
+    daemon.start()
+    daemon.load_images()
+    for words in IMPORTS:
+        _import(daemon, image.archive(), words)
+        daemon.wait_for_images(image.REFERENCE)
+        daemon.ctr("images", "rm", "--sync", image.REFERENCE)
+    _import(daemon, image.archive(), IMPORTS[1])
+    daemon.wait_for_images(image.REFERENCE)
+    container = daemon.cri.run_container(
+        daemon.cri.run_sandbox("runc"), ["flox-node", "--version"], image=image.REFERENCE
+    )
+    assert daemon.cri.wait_exited(container).exit_code == 0, daemon.cri.logs(container)
+
+
+@pytest.mark.parametrize("release", ("1.7", "2.1", "2.4") if FULL else ("2.1",))
+def test_an_archive_that_names_what_it_does_not_hold_is_imported_by_us_alone(
+    release: str, containerd: Callable[..., Containerd], tmp_path: Path
+) -> None:
+    """As Docker 29 saves an image whose other platforms and attestations were never pulled."""
+    daemon = containerd(release)
+    daemon.start()
+    archive, name = tmp_path / "image.tar", "flox.test/attested:1"
+    images.write_archive(tmp_path / "one.tar", name, [images.busybox_layer()], {"Env": [images.PATH]})
+    _name_absent_platforms(tmp_path / "one.tar", archive, name)
+    with pytest.raises(RuntimeError, match="not found"):
+        _import(daemon, archive, "--all-platforms")
+    _import(daemon, archive, "--platform=linux/amd64")
+    daemon.wait_for_images(name)
+
+
+def _import(daemon: Containerd, archive: Path, *words: str) -> None:
+    """As `ctr` is called on a node of kind, whose default snapshotter is overlayfs."""
+    given = [word for word in words if word]
+    daemon.ctr("images", "import", "--digests", *given, "--snapshotter=overlayfs", archive)
+
+
+def _name_absent_platforms(archive: Path, into: Path, name: str) -> None:
+    files: dict[str, bytes] = {}
+    with tarfile.open(archive) as members:
+        for member in members:
+            data = members.extractfile(member)
+            assert data is not None
+            files[member.name] = data.read()
+    [entry] = json.loads(files["index.json"])["manifests"]
+    held = {key: entry[key] for key in ("mediaType", "digest", "size", "platform")}
+    others = [{"os": "linux", "architecture": "arm64"}, {"os": "unknown", "architecture": "unknown"}]
+    absent = [
+        {"mediaType": entry["mediaType"], "digest": f"sha256:{number:064}", "size": 500, "platform": platform}
+        for number, platform in enumerate(others)
+    ]
+    absent[1]["annotations"] = {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": entry["digest"],
+    }
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [held, *absent]}
+    blob = json.dumps(index).encode()
+    digest = hashlib.sha256(blob).hexdigest()
+    outer = {"mediaType": INDEX, "digest": f"sha256:{digest}", "size": len(blob)}
+    outer["annotations"] = {"io.containerd.image.name": name}
+    files[f"blobs/sha256/{digest}"] = blob
+    files["index.json"] = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [outer]}).encode()
+    into.write_bytes(images.layer({path: (data, 0o644) for path, data in files.items()}))

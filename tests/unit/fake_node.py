@@ -279,6 +279,9 @@ class FakeProcesses:
         self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
     ) -> Completed:
         if argv[-1] == "--load-db":
+            if (self._root / "proc").is_dir() and not (self._root / "proc/self/exe").is_symlink():
+                said = b"error: filesystem error: read_symlink: No such file or directory [/proc/self/exe]\n"
+                return Completed(1, b"", said)
             self._load_db(input)
             return Completed(0, b"", b"")
         if list(argv[1:]) == ["features"] and argv[0] == "/opt/flox-node/bin/flox-runtime":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flox_node.actions import RegisterHandler, action_from_json
@@ -61,7 +62,7 @@ def bake(host: Host, payload: Payload, settings: Settings, report: Report) -> li
             f"{settings.nix_dir} is on a node's own disks, which nodeadm makes ready long after the boot has begun.",
             remedy="Keep the store on the root volume, and give that the room; an image has no other disk.",
         )
-    with exclusive(host.files):
+    with exclusive(host.files), _self_of_nix(host, payload):
         ledger = Ledger.load(host.files)
         image = _containerd(host, platform)
         actions = (
@@ -74,6 +75,21 @@ def bake(host: Host, payload: Payload, settings: Settings, report: Report) -> li
             ledger.conclude(receipt(payload, ledger, machine_id=""))
         labels.restore(host, ledger)
         return results
+
+
+@contextmanager
+def _self_of_nix(host: Host, payload: Payload) -> Iterator[None]:
+    """Nix asks /proc which program it is, and a build in a container may mount no /proc below another root."""
+    itself, program = "/proc/self", payload.manifest.entry_points.get("nix-store")
+    if program is None or not host.files.is_dir("/proc") or host.files.lexists(itself):
+        yield
+        return
+    host.files.mkdir(itself)
+    try:
+        host.files.symlink_atomic(f"{itself}/exe", program)
+        yield
+    finally:
+        host.files.remove_tree(itself)
 
 
 def judge(host: Host, settings: Settings) -> Judgement:

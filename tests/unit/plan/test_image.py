@@ -223,8 +223,10 @@ def test_a_node_image_of_kind_holds_the_handler_and_adopts_it_at_its_first_start
     (node.root / "kind/bin").mkdir()
     (node.root / "etc/containerd/cri-base.json").write_text("{}")
     (node.root / "etc/machine-id").write_text("")
+    (node.root / "proc").mkdir()  # empty: the root lies below another, where a build may mount nothing
     before = node.config.read_bytes()
     image.bake(node.host, payload, kind, ignore)
+    assert list((node.root / "proc").iterdir()) == []
     assert (node.containerd.restarts, node.systemd.reloads) == (0, 0)
     assert b"runtimes.flox" in node.config.read_bytes()
     assert image.judge(node.host, kind).problems == ()
