@@ -124,6 +124,9 @@ func createContainer(
 	if len(config.Process.Args) == 0 {
 		return errors.New("the container has no command")
 	}
+	if err := staysInItsRoot(config); err != nil {
+		return err
+	}
 	rules := policy.InNamespace(of.Namespace)
 	wishes, err := annotations.Wishes()
 	if err != nil {
@@ -220,4 +223,16 @@ func resolvedClosure(resolution records.Resolution) ([]string, error) {
 			"that it is fetched again", resolution.Environment, resolution.Generation, err)
 	}
 	return closure, nil
+}
+
+// staysInItsRoot refuses what leaves the container's root, and /nix with it, for an overlay of it: jobs of GitLab that can
+// be suspended. Their entrypoint (executors/kubernetes/overlay_entrypoint.sh) would only say that its command is missing.
+func staysInItsRoot(config *spec.Config) error {
+	for _, mount := range config.Mounts {
+		if path.Clean("/"+mount.Destination) == "/runner-overlay-init" {
+			return errors.New("GitLab's suspend and resume (FF_SUSPENDABLE_ENVIRONMENTS) leaves the container's root for an " +
+				"overlay that does not have the environment's /nix: leave that feature flag off for jobs on Flox nodes")
+		}
+	}
+	return nil
 }

@@ -107,6 +107,14 @@ def test_a_container_that_nobody_listed_and_whose_image_has_the_command_is_warne
     assert any('brings the command "redis" itself' in message for message in told if message) == warned
 
 
+def test_a_job_of_gitlab_that_can_be_suspended_is_refused_by_name(node: Node) -> None:  # noqa: F811
+    container = node.pod("/bin/sh", "/runner-overlay-init/entrypoint.sh", "sh")
+    mount = {"destination": "/runner-overlay-init", "type": "bind", "source": "/tmp", "options": ["rbind", "ro"]}
+    node.edit(container, mounts=[*container.config["mounts"], mount])
+    assert container.create() == 1
+    assert "FF_SUSPENDABLE_ENVIRONMENTS" in container.error
+
+
 def test_an_unknown_annotation_is_warned_of(node: Node) -> None:  # noqa: F811
     sandbox = node.sandbox(environment="demo/hello", enviroment="x")
     assert sandbox.create() == 0

@@ -163,7 +163,7 @@ CASES = {
 def test_an_empty_image_has_users_home_tmp_and_commands(pods: Node, case: str, read_only: bool) -> None:
     user, wanted = CASES[case]
     command = (
-        'echo "$(/usr/bin/env id -un):$HOME"; touch "$HOME/x" /tmp/x "$FLOX_ENV_CACHE/x" && echo written; '
+        'echo "$(/usr/bin/env id -un):$HOME"; touch "$HOME/x" /tmp/x /var/tmp/x "$FLOX_ENV_CACHE/x" && echo written; '
         "ls -ld /tmp | cut -c1-10; echo $FLOX_ENV_CACHE; grep -c : /etc/passwd /etc/group; "
         "for tool in chmod mv cat mkdir rm tee touch sed grep awk find printf sleep kill hostname cut sort tar; do "
         "PATH=/usr/local/bin:/usr/bin:/sbin:/bin command -v $tool >/dev/null || echo no $tool; done; "
@@ -256,7 +256,7 @@ def test_a_volume_in_the_place_of_tmp_or_home_is_the_pods(pods: Node, tmp_path: 
     container = pods.pod("sh", "-c", "touch /tmp/x /root/x; echo $HOME")
     volumes: list[dict[str, Any]] = [
         {"destination": place, "type": "bind", "source": str(tmp_path), "options": ["rbind"]}
-        for place in ("/tmp", "/root")
+        for place in ("/tmp", "/var/tmp", "/root")
     ]
     pods.edit(container, root={"path": "rootfs", "readonly": True}, mounts=[*container.config["mounts"], *volumes])
     assert container.run().wait() == "/root\n"

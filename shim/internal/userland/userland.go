@@ -1,5 +1,5 @@
 // Package userland gives a container what programs expect and its image does not have: a shell and the usual commands,
-// /tmp, the names of its users, and a home. Nothing that the image has is replaced.
+// /tmp and /var/tmp, the names of its users, and a home. Nothing that the image has is replaced.
 package userland
 
 import (
@@ -58,10 +58,15 @@ func (c Container) addBash() error {
 }
 
 func (c Container) addTmp() error {
-	if c.has("/tmp") {
-		return nil
+	for _, folder := range []string{"/tmp", "/var/tmp"} {
+		if c.has(folder) {
+			continue
+		}
+		if err := c.writable(folder, spec.User{}, os.ModeSticky|0o777); err != nil {
+			return err
+		}
 	}
-	return c.writable("/tmp", spec.User{}, os.ModeSticky|0o777)
+	return nil
 }
 
 func (c Container) addTools() error {
