@@ -7,6 +7,6 @@ export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
 unformatted=$("$(dirname "$(readlink -f "$go")")/gofmt" -l shim tests)
 [ -z "$unformatted" ] || { printf 'gofmt would change:\n%s\n' "$unformatted"; exit 1; }
 # What is compiled inside another module is vetted there (tests/bed/kind.py).
-for module in shim tests/doubles/flox-activations; do
+for module in shim tests/doubles/flox-activations tests/doubles/gitlab-helper; do
     (cd "$module" && "$go" vet ./...)
 done

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.bed import payload, store
 from tests.bed.box import NodeBox
@@ -90,12 +92,11 @@ def serve_hub(box: NodeBox, data: HubData) -> None:
     _wait_for(box, f"{_HUB}/cache/nix-cache-info")
 
 
-def hub_policy() -> str:
-    """The policy.toml of nodes with such a hub."""
-    key = store.binary_cache().public_key
-    return (
-        f'[floxhub]\ngit_url = "{_HUB}/git"\n[nix]\nsubstituters = ["{_HUB}/cache"]\ntrusted_public_keys = ["{key}"]\n'
-    )
+def hub_policy(more: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The policy.toml of nodes with such a hub. more: further binary caches, their keys by address."""
+    caches = {f"{_HUB}/cache": store.binary_cache().public_key, **more}
+    addresses, keys = json.dumps(list(caches)), json.dumps(list(caches.values()))
+    return f'[floxhub]\ngit_url = "{_HUB}/git"\n[nix]\nsubstituters = {addresses}\ntrusted_public_keys = {keys}\n'
 
 
 def load_empty_image(box: NodeBox) -> None:

@@ -37,22 +37,25 @@ def _hub(cluster: Cluster) -> HubData:
 class FloxCluster:
     """A cluster whose nodes have the image and a FloxHub each, and on which `apply` installs flox-node."""
 
-    def __init__(self, cluster: Cluster, nodes: Sequence[Node] | None = None) -> None:
-        """nodes: to prepare, all of them by default; further ones by `prepare`."""
+    def __init__(self, cluster: Cluster, nodes: Sequence[Node] | None = None, policy: str | None = None) -> None:
+        """nodes: to prepare, all of them by default; further ones by `prepare`.
+
+        policy: the text of policy.toml, by default that of nodes with the tests' FloxHub.
+        """
         self.cluster = cluster
         self.hub = _hub(cluster)
         for node in cluster.nodes if nodes is None else nodes:
             self.prepare(node)
         cluster.kubectl("create", "namespace", NAMESPACE)
         # `kubectl apply` leaves a key alone that the manifest does not have.
-        policy = f"--from-literal=policy.toml={flox.hub_policy()}"
-        cluster.kubectl("create", "configmap", "flox-node", "--namespace", NAMESPACE, policy)
+        literal = f"--from-literal=policy.toml={policy or flox.hub_policy()}"
+        cluster.kubectl("create", "configmap", "flox-node", "--namespace", NAMESPACE, literal)
 
     @classmethod
     @contextlib.contextmanager
-    def installed(cls, cluster: Cluster) -> Iterator[Self]:
-        """flox-node on every node of a cluster while the context lasts."""
-        applied = cls(cluster)
+    def installed(cls, cluster: Cluster, policy: str | None = None) -> Iterator[Self]:
+        """flox-node on every node of a cluster while the context lasts. policy: see the constructor."""
+        applied = cls(cluster, policy=policy)
         applied.apply()
         try:
             applied.labelled()

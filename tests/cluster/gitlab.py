@@ -5,7 +5,7 @@ Never`, the same `sh -c DETECT` for build and helper, scripts written by `exec` 
 stage started by one line into the stdin of the container's main process, its end read from a JSON line in the log file,
 the pod's warnings printed. It gives up after `poll_timeout` seconds, and at once where the pod's phase is final. It
 does not notice a build container that ended while the helper runs.
-Left out: GitLab itself, git, artifacts and cache, which are the helper image's business.
+Left out here: git, artifacts and cache, which are stages of the helper (`pipeline.py` has them), and GitLab itself.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shlex
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.bed import images
 from tests.cluster.cluster import Cluster
 
 JOB = "1-2"
 HELPER = "flox.test/gitlab-helper:1"
-_HELPER_APPLETS = ("chmod", "mv", "tee", "rm", "sed", "grep")
+HELPER_APPLETS = ("chmod", "mv", "tee", "rm", "sed", "grep")
 SCRIPTS, LOGS = f"/scripts-{JOB}", f"/logs-{JOB}"
 LOG = f"{LOGS}/output.log"
 _SHELLS = ("/usr/local/bin/bash", "/usr/bin/bash", "/bin/bash", "/usr/local/bin/sh", "/usr/bin/sh", "/bin/sh")
@@ -51,9 +51,11 @@ def detect(after: str = "") -> str:
 class Job:
     """One job. environment: of `KUBERNETES_POD_ANNOTATIONS_1`; annotations: the runner's own.
 
-    entrypoint: FF_KUBERNETES_HONOR_ENTRYPOINT. collector: FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR. context: the
-    securityContext of the build container. cancelled: gracefully, once the log has `cancel me`. secret: one that
-    the runner's configuration mounts into every container, as all its volumes.
+    entrypoint: FF_KUBERNETES_HONOR_ENTRYPOINT. collector: FF_DISABLE_UMASK_FOR_KUBERNETES_EXECUTOR. dumb_init:
+    FF_USE_DUMB_INIT_WITH_KUBERNETES_EXECUTOR. cancelled: gracefully, once the log has `cancel me`. volumes: what the
+    runner's configuration mounts into every container, by mount path. before, after: the helper's stages around the
+    script by their names, the latter after one that succeeded. helper: its image. context: the securityContext of the
+    build container. pod: further fields of the pod's spec.
     """
 
     name: str
@@ -66,11 +68,17 @@ class Job:
     legacy: bool = False
     entrypoint: bool = False
     collector: bool = False
+    dumb_init: bool = False
     cancelled: bool = False
-    secret: str = ""
+    volumes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    before: Mapping[str, str] = field(default_factory=dict)
+    after: Mapping[str, str] = field(default_factory=dict)
+    helper: str = HELPER
     context: Mapping[str, Any] = field(default_factory=dict)
     pod: Mapping[str, Any] = field(default_factory=dict)
     poll_timeout: float = 60
+    stage_timeout: float = 120
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,50 @@ def helper_image(path: Path) -> Path:
 
 def image_with_a_shell(path: Path, name: str, entrypoint: Sequence[str] = ()) -> Path:
     """The archive of an image in which the runner's calls find all that they need."""
-    applets: dict[str, images.Entry] = {f"bin/{applet}": ("busybox", 0o777) for applet in _HELPER_APPLETS}
+    applets: dict[str, images.Entry] = {f"bin/{applet}": ("busybox", 0o777) for applet in HELPER_APPLETS}
     config = {"Env": [images.PATH], **({"Entrypoint": list(entrypoint)} if entrypoint else {})}
     images.write_archive(path, name, [images.busybox_layer(), images.layer(applets)], config)
     return path
+
+
+class _Log:
+    """A job's log, followed from its start to the job's end by one exec, as the runner follows it."""
+
+    def __init__(self, argv: Sequence[str | Path]) -> None:
+        self.text = ""
+        self._more = threading.Condition()
+        none = subprocess.DEVNULL
+        self._process = subprocess.Popen(argv, stdin=none, stdout=subprocess.PIPE, stderr=none, text=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._reader.join()
+        self._process.communicate()
+
+    def wait(self, pattern: str, timeout: float) -> re.Match[str]:
+        """The first place of a pattern, once the log has it."""
+        found: list[re.Match[str]] = []
+
+        def has() -> bool:
+            found.extend(re.finditer(pattern, self.text, re.MULTILINE))
+            return bool(found)
+
+        with self._more:
+            if not self._more.wait_for(has, timeout):
+                raise AssertionError(f"no {pattern} within {timeout:.0f} s in the log:\n{self.text}")
+        return found[0]
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with self._more:
+                self.text += line
+                self._more.notify_all()
 
 
 class Executor:
@@ -105,15 +153,12 @@ class Executor:
     def run(self, job: Job) -> Ended:
         """Run a job to its end."""
         started = time.monotonic()
-        self._cluster.apply(_pod(job))
-        try:
+        with self._pod(job):
             problem = self._wait(job)
             if problem:
                 return Ended("system failure", None, problem, time.monotonic() - started)
             code, log = (self._legacy if job.legacy else self._attached)(job)
             return Ended("success" if code == 0 else "failed", code, log, time.monotonic() - started)
-        finally:
-            self._cluster.kubectl("delete", "pod", job.name, "--grace-period=1", "--wait", timeout=120)
 
     def _wait(self, job: Job) -> str:
         """Until the pod runs; else what the runner prints: its reason and the pod's warnings."""
@@ -133,22 +178,68 @@ class Executor:
         items = self._cluster.get("events", "--field-selector", f"involvedObject.name={job.name},type=Warning")["items"]
         return "\n".join(f"WARNING: {event['reason']}: {event['message']}" for event in items)
 
+    def told(self, job: Job, reason: str) -> str:
+        """Start a job and wait for an event of its pod, which the runner prints with FF_PRINT_POD_EVENTS; its text."""
+        found: list[str] = []
+
+        def tells() -> bool:
+            fields = f"involvedObject.name={job.name},reason={reason}"
+            found.extend(event["message"] for event in self._cluster.get("events", "--field-selector", fields)["items"])
+            return bool(found)
+
+        # A pod whose environment is on its way takes its time to go, and nobody here waits for that.
+        with self._pod(job, "--wait=false"):
+            self._cluster.wait_until(tells, job.poll_timeout, f"{reason} is told of {job.name}")
+        return found[0]
+
+    def abandon(self, job: Job) -> float:
+        """Delete a job's pod once its script has said `cancel me`: a forced cancellation. The deletion's seconds."""
+        with self._pod(job):
+            assert not (problem := self._wait(job)), problem
+            self._save(job, "build", "detect_shell_script", detect('"$@"'))
+            with self._followed(job) as log, self._started(job, "build", "step_script", job.script):
+                log.wait("cancel me", job.stage_timeout)
+                started = time.monotonic()
+                self._cluster.kubectl("delete", "pod", job.name, "--wait", timeout=120)
+        return time.monotonic() - started
+
+    @contextlib.contextmanager
+    def _pod(self, job: Job, *how: str) -> Iterator[None]:
+        self._cluster.apply(pod_of(job))
+        try:
+            yield
+        finally:
+            self._cluster.kubectl(
+                "delete", "pod", job.name, "--grace-period=1", "--ignore-not-found", *how, timeout=120
+            )
+
     def _attached(self, job: Job) -> tuple[int, str]:
         self._save(job, "build", "detect_shell_script", detect('"$@"'))
-        self._stage(job, "helper", "prepare_script", 'echo "Running on $(hostname)..."')
-        code = self._stage(job, "build", "step_script", job.script, self._cancel if job.cancelled else None)
-        if job.after_script:
-            self._stage(job, "build", "after_script", job.after_script)
-        return code, self._exec(job, "helper", f"cat {LOG}").stdout
+        with self._followed(job) as log:
+            code = self._stages(job, log, {"prepare_script": 'echo "Running on $(hostname)..."', **job.before})
+            if code == 0:
+                code = self._stage(job, log, "build", "step_script", job.script)
+                if job.after_script:
+                    self._stage(job, log, "build", "after_script", job.after_script)
+            if code == 0:
+                code = self._stages(job, log, job.after)
+            return code, log.text
+
+    def _followed(self, job: Job) -> _Log:
+        return _Log(self._exec_argv(job, "helper", f"while :; do cat; sleep 0.1; done < {LOG}"))
+
+    def _stages(self, job: Job, log: _Log, scripts: Mapping[str, str]) -> int:
+        codes = (self._stage(job, log, "helper", name, script) for name, script in scripts.items())
+        return next(filter(None, codes), 0)
 
     def _legacy(self, job: Job) -> tuple[int, str]:
         strict = "set -o errexit\nset +o noclobber\n"  # without the lines that only the attach strategy reads
         done = self._exec(job, "build", f"{strict}: | eval {_quoted(job.script)}\nexit 0\n")
         return done.returncode, done.stdout + done.stderr
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: Job, log: _Log) -> None:
         """TERM to what the script has started, as the runner finds it: by the command lines in /proc."""
-        self._cluster.wait_until(lambda: "cancel me" in self._exec(job, "helper", f"cat {LOG}").stdout, 30)
+        log.wait("cancel me", 60)
         found = (
             'for each in /proc/[0-9]*/cmdline; do printf "$each "; cat -A "$each"; echo; done 2>/dev/null | '
             "sed 's|/proc/||; s|/cmdline||; s/\\^@/ /g' | "
@@ -156,9 +247,16 @@ class Executor:
         )
         self._exec(job, "build", f"for it in $({found}); do kill -TERM $(cat /proc/$it/task/$it/children); done")
 
-    def _stage(
-        self, job: Job, container: str, name: str, body: str, meanwhile: Callable[[Job], None] | None = None
-    ) -> int:
+    def _stage(self, job: Job, log: _Log, container: str, name: str, body: str) -> int:
+        path = f"{SCRIPTS}/{name}"
+        with self._started(job, container, name, body):
+            if job.cancelled and name == "step_script":
+                self._cancel(job, log)
+            ended = rf'^{{"command_exit_code": (\d+), "script": "{re.escape(path)}"}}$'
+            return int(log.wait(ended, job.stage_timeout)[1])
+
+    @contextlib.contextmanager
+    def _started(self, job: Job, container: str, name: str, body: str) -> Iterator[None]:
         path = f"{SCRIPTS}/{name}"
         self._save(job, container, name, _stage_script(body))
         if container == "build":
@@ -170,20 +268,7 @@ class Executor:
         else:
             line = f"sh {path} 2>&1 | tee -a {LOG}\n"
         with self._attached_to(job, container, line):
-            if meanwhile is not None:
-                meanwhile(job)
-            return self._marker(job, path)
-
-    def _marker(self, job: Job, path: str, timeout: float = 120) -> int:
-        wanted = re.compile(rf'^{{"command_exit_code": (\d+), "script": "{re.escape(path)}"}}', re.MULTILINE)
-        deadline = time.monotonic() + timeout
-        while True:
-            log = self._exec(job, "helper", f"cat {LOG}").stdout
-            if found := wanted.findall(log):
-                return int(found[-1])
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{path} of {job.name} has no end within {timeout:.0f} s; its log:\n{log}")
-            time.sleep(0.2)
+            yield
 
     def _save(self, job: Job, container: str, name: str, text: str) -> None:
         path = f"{SCRIPTS}/{name}"
@@ -193,8 +278,11 @@ class Executor:
 
     def _exec(self, job: Job, container: str, script: str) -> subprocess.CompletedProcess[str]:
         """`sh -c DETECT` with a script on its stdin, as each call of the runner."""
-        argv = self._cluster.control_plane.kubectl("exec", "-i", job.name, "-c", container, "--", "sh", "-c", detect())
+        argv = self._exec_argv(job, container, detect())
         return subprocess.run(argv, input=script, capture_output=True, text=True, timeout=60, check=False)
+
+    def _exec_argv(self, job: Job, container: str, script: str) -> Sequence[str | Path]:
+        return self._cluster.control_plane.kubectl("exec", "-i", job.name, "-c", container, "--", "sh", "-c", script)
 
     @contextlib.contextmanager
     def _attached_to(self, job: Job, container: str, line: str) -> Iterator[None]:
@@ -212,7 +300,8 @@ class Executor:
             attach.communicate()
 
 
-def _pod(job: Job) -> dict[str, Any]:
+def pod_of(job: Job) -> dict[str, Any]:
+    """The pod that the runner makes for a job."""
     annotations = {"job.runner.gitlab.com/id": "2", "project.runner.gitlab.com/id": "1", **job.annotations}
     if job.environment is not None:
         annotations["flox.dev/environment"] = job.environment
@@ -222,17 +311,21 @@ def _pod(job: Job) -> dict[str, Any]:
         {"name": "logs", "mountPath": LOGS},
     ]
     volumes: list[dict[str, Any]] = [{"name": name, "emptyDir": {}} for name in ("repo", "scripts", "logs")]
-    if job.secret:
-        mounts.append({"name": "token", "mountPath": "/var/run/secrets/flox.dev"})
-        volumes.append({"name": "token", "secret": {"secretName": job.secret}})
+    for number, (path, source) in enumerate(job.volumes.items()):
+        mounts.append({"name": f"own-{number}", "mountPath": path})
+        volumes.append({"name": f"own-{number}", **source})
     context: dict[str, Any] = {"capabilities": {"drop": ["NET_RAW"]}}
     common = {"securityContext": context, "volumeMounts": mounts}
-    shell = {"stdin": True, "command": ["sh", "-c", detect()]}
+    shell: dict[str, Any] = {"stdin": True, "command": ["sh", "-c", detect()]}
     main = {"stdin": True, "args": shell["command"]} if job.entrypoint else shell
     ids = "> /builds/.gitlab-build-uid-gid; id -u >> /builds/.gitlab-build-uid-gid"
     collector = {"name": "init-build-uid-gid-collector", "image": job.image, "command": ["sh", "-c", ids], **common}
-    variables = [{"name": "CI", "value": "true"}, {"name": "CI_PROJECT_DIR", "value": "/builds/g/p"}]
+    given = {"CI": "true", "CI_PROJECT_DIR": "/builds/g/p", **job.variables}
+    variables = [{"name": name, "value": value} for name, value in given.items()]
     permissions = f"touch {LOG} && (chmod 777 {LOG} || exit 0)"
+    if job.dumb_init:
+        permissions += f" && cp /usr/bin/dumb-init {SCRIPTS}"
+        shell["command"] = [f"{SCRIPTS}/dumb-init", "--", *shell["command"]]
     services = [{"name": name, "stdin": True, **common, **service} for name, service in job.services.items()]
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -242,7 +335,7 @@ def _pod(job: Job) -> dict[str, Any]:
         "volumes": volumes,
         "initContainers": [
             *([collector] if job.collector else []),
-            {"name": "init-permissions", "image": HELPER, "command": ["sh", "-c", permissions], **common},
+            {"name": "init-permissions", "image": job.helper, "command": ["sh", "-c", permissions], **common},
         ],
         "containers": [
             {
@@ -253,7 +346,7 @@ def _pod(job: Job) -> dict[str, Any]:
                 "securityContext": {**context, **job.context},
                 "env": variables,
             },
-            {"name": "helper", "image": HELPER, **shell, **common},
+            {"name": "helper", "image": job.helper, **shell, **common},
             *services,
         ],
     }
@@ -276,7 +369,10 @@ def _stage_script(body: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    return shlex.quote(text)
+    """As the runner quotes what it evaluates (helpers.ShellEscape): `$'...'`, which is bash's and not POSIX'."""
+    special = {"\\": r"\\", "'": r"\'", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
+    bytes_ = (chr(byte) for byte in text.encode())
+    return "$'" + "".join(special.get(c) or (c if " " <= c <= "~" else f"\\x{ord(c):02X}") for c in bytes_) + "'"
 
 
 def _is_ready(status: Mapping[str, Any], container: str) -> bool:

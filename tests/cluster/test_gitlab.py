@@ -4,15 +4,18 @@ import re
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tests.bed import store
 from tests.bed.flox import PRIVATE_TOKEN
 from tests.bed.images import BUSYBOX
+from tests.cluster import pipeline
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemonset import NAMESPACE, FloxCluster
-from tests.cluster.gitlab import HELPER, PUBLISHED, Ended, Executor, Job, helper_image, image_with_a_shell
+from tests.cluster.gitlab import HELPER, PUBLISHED, Ended, Executor, Job, helper_image, image_with_a_shell, pod_of
+from tests.cluster.node import Node
 from tests.conftest import FULL
 from tests.doubles.hub import catalog_package, lockfile
 
@@ -20,9 +23,10 @@ Run = Callable[[Job], Ended]
 full = pytest.mark.skipif(not FULL, reason="part of make test-full")
 INSIDE = {name: value for name, value in PUBLISHED.items() if name != "flox.dev/skip-containers-exec"}
 """What the legacy strategy needs, whose every stage is an exec."""
-ONLY_BUILD = {**PUBLISHED, "flox.dev/only-containers": "build"}
-ONLY_BUILD.pop("flox.dev/skip-containers")
+ONLY_BUILD = pipeline.Runner.of(Path(__file__).parents[2] / "docs/examples/gitlab/values.yaml").annotations({})
+"""What the page on GitLab CI recommends."""
 ENTRY = "flox.test/entry:1"
+TOKEN = {"/var/run/secrets/flox.dev": {"secret": {"secretName": "runner"}}}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +43,13 @@ def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Gen
 
 
 @pytest.fixture(scope="module")
-def run(cluster: Cluster, installed: FloxCluster) -> Run:
-    return Executor(cluster).run
+def executor(cluster: Cluster, installed: FloxCluster) -> Executor:
+    return Executor(cluster)
+
+
+@pytest.fixture(scope="module")
+def run(executor: Executor) -> Run:
+    return executor.run
 
 
 def test_the_published_page_s_job_runs_in_an_environment_without_a_shell(run: Run) -> None:
@@ -112,7 +121,7 @@ def test_the_legacy_strategy_wants_its_execs_inside(run: Run) -> None:
 def test_a_private_environment_takes_the_secret_of_the_runner_s_configuration(run: Run, cluster: Cluster) -> None:
     cluster.kubectl("create", "secret", "generic", "runner", f"--from-literal=floxhub-token={PRIVATE_TOKEN}")
     try:
-        ended = run(Job("with-secret", "hello", "acme/tool", secret="runner"))
+        ended = run(Job("with-secret", "hello", "acme/tool", volumes=TOKEN))
     finally:
         cluster.kubectl("delete", "secret", "runner")
     assert ended.status == "success", ended.log
@@ -128,24 +137,63 @@ def test_a_job_of_another_user_has_a_name_a_home_and_a_temporary_folder(user: in
     assert "/tmp/" in ended.log
 
 
-def test_a_hook_that_failed_is_told_with_its_last_line(run: Run) -> None:
-    ended = run(Job("badhook", "true", "ci/badhook", poll_timeout=20))
-    assert ended.status == "system failure"
-    told = [line for line in ended.log.splitlines() if "FloxHookFailed" in line]
-    assert any("ci/badhook" in line and "the database is not there" in line for line in told), ended.log
+def test_a_hook_that_failed_is_told_with_its_last_line(executor: Executor) -> None:
+    told = executor.told(Job("badhook", "true", "ci/badhook"), "FloxHookFailed")
+    assert "ci/badhook" in told
+    assert "the database is not there" in told
 
 
-def test_a_fetch_that_takes_its_time_is_told_and_goes_on(run: Run, installed: FloxCluster) -> None:
+def test_a_fetch_that_takes_its_time_is_told(executor: Executor, installed: FloxCluster) -> None:
     redis = catalog_package("redis", {"out": store.binary_cache().redis_store_path})
     installed.hub.publish("ci", "big", lockfile([redis]))
     installed.hub.break_with("throttle", bytes_per_s=200_000)
     try:
-        ended = run(Job("cold", "true", "ci/big", poll_timeout=20))
+        told = executor.told(Job("cold", "true", "ci/big"), "FloxFetching")
     finally:
         installed.hub.repair()
-    assert ended.status == "system failure"
-    told = [line for line in ended.log.splitlines() if "FloxFetching" in line]
-    assert any("environment ci/big: it is" in line for line in told), ended.log
+    assert "environment ci/big: it is" in told
+
+
+@full
+@pytest.mark.usefixtures("installed")
+def test_what_is_not_flox_in_a_pod_is_as_under_runc(cluster: Cluster, applied: Callable[..., None]) -> None:
+    """The helper, which the runner's configuration keeps out: environment, mounts, capabilities, seccomp, limits."""
+    classes = {"with-flox": "flox", "with-runc": None}
+    here = {"nodeSelector": {"kubernetes.io/hostname": "worker-2"}}
+    for name, handler in classes.items():
+        applied(pod_of(Job(name, "", pod={"runtimeClassName": handler, **here})))
+
+    def seen(name: str) -> dict[str, list[str]]:
+        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s", timeout=70)
+        files = ("environ", "cmdline", "mountinfo", "limits", "status", "oom_score_adj", "attr/current", "cgroup")
+        script = "; ".join(f"echo @{file}; cat /proc/1/{file} 2>&1" for file in files)
+        text = cluster.kubectl("exec", name, "--container=helper", "--", "sh", "-c", f"{script}; echo @umask; umask")
+        return _without_ids(text, name)
+
+    assert seen("with-flox") == seen("with-runc")
+
+
+def _without_ids(text: str, pod: str) -> dict[str, list[str]]:
+    """What /proc tells of a process, file by file, without numbers that are another for each container."""
+    text = text.replace(pod, "POD").replace("\0", "\n")
+    text = re.sub(r"[0-9a-f]{64}", "CONTAINER", text)
+    text = re.sub(r"[0-9a-f]{8}([-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}", "UID", text)
+    text = re.sub(r"snapshots/\d+", "SNAPSHOT", text)
+    text = re.sub(r"^\d+ \d+ \d+:\d+ ", "", text, flags=re.MULTILINE)  # a mount's number, its parent's, its device's
+    files = dict(part.split("\n", 1) for part in text.split("@")[1:] if "\n" in part)
+    counted = ("Threads", "Vm", "Rss", "HugetlbPages", "SigQ", "voluntary_ctxt", "nonvoluntary_ctxt", "Cpus", "Mems")
+    kept = [line for line in files["status"].splitlines() if not line.startswith(counted)]
+    return {name: content.splitlines() for name, content in files.items()} | {"status": kept}
+
+
+def left_on(node: Node) -> list[str]:
+    """What there is of pods of the handler on a node: records, roots, mounts."""
+    records = "cd /run/flox-node && find pods containers refusals -type f 2>/dev/null"
+    roots = "ls /nix/var/nix/gcroots/flox-node | grep ^pod-"
+    mounts = (
+        "grep -e /io.containerd.runtime.v2.task/ -e /run/flox-node/ -e /views/ /proc/self/mountinfo | grep -v /rootfs"
+    )
+    return node.run(f"{records}; {roots}; {mounts}; true").stdout.splitlines()
 
 
 # The other rows of what was seen with the real runner. (name, job, what its log has, the status)
@@ -168,6 +216,8 @@ ROWS = [
     ("bare", Job("", "words=(a b); hello; echo ${#words[@]}", image=BUSYBOX), "Hello, world!", "success"),
     ("entry", Job("", "hello; echo $ENTERED", image=ENTRY, entrypoint=True), "yes", "success"),
     ("collector", Job("", "cat /builds/.gitlab-build-uid-gid; hello", collector=True), "Hello", "success"),
+    ("collects", Job("", "hello", collector=True, annotations=ONLY_BUILD), "Hello", "success"),
+    ("umask", Job("", "umask; ulimit -n"), "0022", "success"),
     (
         "readonly",
         Job(
@@ -203,16 +253,72 @@ def test_a_job(name: str, job: Job, says: str, status: str, run: Run) -> None:
 
 
 @full
-@pytest.mark.timeout(900)
+def test_a_job_below_dumb_init(run: Run, cluster: Cluster) -> None:
+    cluster.load(pipeline.helper_image())
+    ended = run(Job("dumb-init", "hello; cat /proc/1/cmdline", helper=pipeline.HELPER, dumb_init=True))
+    assert ended.status == "success", ended.log
+    assert "Hello, world!" in ended.log
+    assert "dumb-init" in ended.log
+
+
+@full
+def test_a_job_that_is_ended_by_force_or_by_its_time_leaves_nothing(executor: Executor, cluster: Cluster) -> None:
+    forced = Job("forced", "trap '' TERM; echo cancel me; while :; do sleep 1; done")
+    assert executor.abandon(forced) < 30, "with a grace period of one second"
+    late = pod_of(Job("late", "", pod={"activeDeadlineSeconds": 5}))
+    cluster.apply(late)
+    failed = "--for=jsonpath={.status.phase}=Failed"
+    cluster.kubectl("wait", failed, "pod/late", "--timeout=60s", timeout=70)
+    assert cluster.get("pod", "late")["status"]["reason"] == "DeadlineExceeded"
+    cluster.delete(late)
+    assert {node.name: left_on(node) for node in cluster.nodes} == {node.name: [] for node in cluster.nodes}
+
+
+@full
+def test_a_hub_that_is_away_does_not_keep_a_job_from_what_the_node_has(run: Run, installed: FloxCluster) -> None:
+    here = {"nodeSelector": {"kubernetes.io/hostname": "worker-1"}}
+    first = run(Job("before", "hello", pod=here))
+    assert first.status == "success", first.log
+    installed.hub.break_with("status", status=503)
+    try:
+        ended = run(Job("away", "hello", pod=here))
+    finally:
+        installed.hub.repair()
+    assert ended.status == "success", ended.log
+
+
+@full
+@pytest.mark.parametrize(("annotations", "says"), [(ONLY_BUILD, "image"), (PUBLISHED, "/nix/store")])
+def test_a_container_for_debugging(
+    annotations: dict[str, str], says: str, cluster: Cluster, installed: FloxCluster, applied: Callable[..., None]
+) -> None:
+    """Flox' list of what to skip does not know the container that `kubectl debug` adds; ours of what is Flox does."""
+    assert installed
+    job = pod_of(Job("debugged", "", annotations=annotations))
+    applied(job)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/debugged", "--timeout=60s", timeout=70)
+    command = ("sh", "-c", "echo ${FLOX_ENV-image}")
+    cluster.kubectl("debug", "debugged", f"--image={BUSYBOX}", "--container=look", "--", *command)
+    cluster.wait_until(
+        lambda: says in (cluster.try_kubectl("logs", "debugged", "--container=look") or ""), 60, f"it says {says}"
+    )
+
+
+@full
+@pytest.mark.timeout(1800)
 def test_fifty_jobs_of_which_24_at_a_time_leave_nothing(cluster: Cluster, installed: FloxCluster, run: Run) -> None:
-    with ThreadPoolExecutor(24) as pool:
-        all_ended = list(pool.map(lambda number: run(Job(f"many-{number}", "hello", poll_timeout=180)), range(50)))
-    assert [ended.log for ended in all_ended if ended.status != "success"] == []
-    for node in cluster.nodes:
-        left = node.run(
-            "ls /run/flox-node/containers /run/flox-node/refusals 2>/dev/null; ls /nix/var/nix/gcroots/flox-node"
-        )
-        assert not re.search(r"\.json|^pod-", left.stdout, re.MULTILINE), left.stdout
+    hello = catalog_package("hello", {"out": store.binary_cache().hello_store_path})
+    installed.hub.publish("ci", "many", lockfile([hello], variables={"MANY": "yes"}))
+    for heat in ("cold", "warm"):
+        jobs = [Job(f"{heat}-{number}", "hello; echo $MANY", "ci/many", poll_timeout=180) for number in range(50)]
+        with ThreadPoolExecutor(24) as pool:
+            all_ended = list(pool.map(run, jobs))
+        assert [ended.log for ended in all_ended if ended.status != "success"] == []
+        for node in cluster.nodes:
+            assert left_on(node) == []
+        events = cluster.get("events", "--field-selector", "source=flox-node")["items"]
+        mine = [event["message"] for event in events if event["involvedObject"]["name"].startswith(f"{heat}-")]
+        assert [text for text in mine if heat == "warm" or "it is" not in text] == [], "a fetch that took long is told"
 
 
 @full

@@ -1,0 +1,3 @@
+module flox.test/gitlab-helper
+
+go 1.24.0
