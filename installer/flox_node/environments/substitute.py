@@ -36,10 +36,12 @@ NEVER_BUILD = ("--option", "max-jobs", "0", "--option", "builders", "")
 _COPY_PATH, _PROGRESS, _EXPECTED = 100, 105, 106
 _PROGRESS_END = b',"type":%d}' % _PROGRESS
 _LOOK_S = 0.1
-_SIZES = re.compile(r"will be fetched \([0-9.]+ MiB download, ([0-9.]+) MiB unpacked\)")
+# Nix 2.26 says all sizes in MiB, later ones in what suits each.
+_SIZES = re.compile(r"will be fetched \([^)]* download, +([0-9.]+) ([KMGTPE])iB unpacked\)")
+_UNITS = {unit: 1024 ** (power + 1) for power, unit in enumerate("KMGTPE")}
 _UNTRUSTED = re.compile(r"ignoring substitute for '(/nix/store/[^']+)' from '([^']+)', as it's not signed by")
 _UNREACHABLE = re.compile(r"unable to download '([a-z0-9+]+)://([^/']*)[^']*': ([^\n]*)")
-_UNKNOWN = re.compile(r"don't know how to build these paths:((?:\n  /nix/store/\S+)+)")
+_UNKNOWN = re.compile(r"don't know how to build these paths[^:\n]*:((?:\n  /nix/store/\S+)+)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 Progress = Callable[[int, int], None]
@@ -98,7 +100,7 @@ def _expected_bytes(missing: list[str], names: Mapping[str, str], nix: Nix) -> i
     said = _ESCAPES.sub("", done.stderr.decode("utf-8", "replace"))
     if done.returncode or _UNKNOWN.search(said):
         raise _explained(said, names, nix)
-    return sum(int(float(size) * MIB) for size in _SIZES.findall(said))
+    return sum(int(float(size) * _UNITS[unit]) for size, unit in _SIZES.findall(said))
 
 
 def _check_room(expected: int, limits: Realise, paths: Paths) -> None:

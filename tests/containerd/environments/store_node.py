@@ -160,10 +160,13 @@ class StoreNode:
     def processes(self) -> dict[int, str]:
         """The processes that run in this node's root, and their command lines."""
         found = {}
+        mine = self.root.stat()
+        assert not os.path.samestat(mine, os.stat("/"))
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 try:
-                    if (folder / "root").stat().st_ino == self.root.stat().st_ino and (folder / "exe").exists():
+                    # Device and number: every ext4's root has the number of this machine's.
+                    if os.path.samestat((folder / "root").stat(), mine) and (folder / "exe").exists():
                         found[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
                 except OSError:
                     continue

@@ -36,7 +36,7 @@ from tests.doubles.hub import (
 
 
 def resolution(reply: dict[str, Any]) -> dict[str, Any]:
-    assert reply["ok"], reply
+    assert reply["ok"], reply["message"]
     loaded: dict[str, Any] = reply["resolution"]
     return loaded
 
