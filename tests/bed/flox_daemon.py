@@ -1,15 +1,16 @@
 """A stand-alone containerd with the shim as its handler `flox`, and a node's files as far as the shim reads them.
 
-There is no installation and no Nix: the Python side is a script that always gives the same answer, and the environment
-`demo/hello` is made of files.
+There is no installation: the Python side is a script that always gives the same answer, and the environment
+`demo/hello` is made of files. Nix and the Flox CLI are there only after `with_cli`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from typing import Self
 
-from tests.bed import releases
+from tests.bed import cli, releases
 from tests.bed.config import CRI_PLUGINS, node_config
 from tests.bed.containerd import Containerd
 from tests.bed.cri import Sandbox
@@ -40,6 +41,7 @@ class FloxDaemon(Containerd):
     def __init__(self, release: str, inner: str = RUNC) -> None:
         """release: as of Containerd. inner: what runs behind flox at first; only one that is named has runc 1.3."""
         super().__init__(release, config=_config())
+        self._cli: cli.Cli | None = None
         disk = self.folder / "disk"
         scratch = self.folder / "made"
         scratch.mkdir()
@@ -56,6 +58,18 @@ class FloxDaemon(Containerd):
                 script(disk / folder / plugin, _CNI_PLUGIN)
         self.inner_runtime(inner)
         self.resolve()
+
+    def with_cli(self) -> Self:
+        """Put the payload's Nix and the Flox CLI on the node, which is off; its database will know all of its store."""
+        self._cli = cli.add(self.folder / "disk")
+        (self.folder / "disk/opt/flox-node/current/bin/nix-store").symlink_to(self._cli.nix_store)
+        return self
+
+    def start(self, timeout: float = 60) -> Self:
+        super().start(timeout)
+        if self._cli:
+            self.run([self._cli.nix_store, "--load-db"], input="".join(self._cli.registered.values()))
+        return self
 
     def inner_runtime(self, program: str) -> None:
         """What new containers run under."""

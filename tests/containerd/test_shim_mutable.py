@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.bed import releases, store
-from tests.bed.environment import (
-    ACTIVATIONS,
-    BUSYBOX,
-    ENVIRONMENT,
-    INTERPRETER,
-    LINK,
-    OTHERS,
-    ROOT,
-    SINGLE,
-    script,
-    store_path,
-)
+from tests.bed import cli, releases, store
+from tests.bed.cli import FLOX
+from tests.bed.environment import ENVIRONMENT, OTHERS, script
 from tests.conftest import FULL
 from tests.containerd.test_shim_runc import (
     Node,
     built,  # noqa: F401 - a fixture
     node,  # noqa: F401 - a fixture
 )
-
-FLOX = store_path("m", "flox-1.14.1")
-DOUBLE = ROOT / "tests/doubles/flox/flox.py"
 
 # What the node's database says is known before; what goes into the container's is real Nix.
 NIX_STORE = """#!/bin/sh
@@ -41,56 +26,18 @@ esac
 """
 
 
-def in_store(base: store.Store, *arguments: str) -> str:
-    command = f'mkdir -p /nix; mount --bind {base.root}/nix /nix; exec {base.nix_store} "$@"'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", command, "nix-store", *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def payload(built: Node) -> Node:  # noqa: F811
     """The payload's Nix and busybox, and the double of the Flox CLI."""
-    base = store.base()
-    tools = [base.paths[name] for name in ("nix", "python3", "git", "busybox")]
-    needed = in_store(base, "--query", "--requisites", *tools).split()
-    current, registered = built.path("/opt/flox-node/current"), built.path("/registered")
+    added, registered = cli.add(built.dir), built.path("/registered")
     registered.mkdir()
-    references = {}
-    for path in needed:
-        arguments = [f"{base.root}{path}", str(built.path(path))]
-        if subprocess.run(["cp", "-al", *arguments], check=False).returncode:  # another file system
-            subprocess.run(["cp", "-a", *arguments], check=True)
-        dump = in_store(base, "--dump-db", path)
-        (registered / Path(path).name).write_text(dump)
-        references[path] = dump.splitlines()[5:]
-    make_flox(built.path(FLOX), base)
-    references |= {FLOX: tools, ENVIRONMENT: [BUSYBOX, ACTIVATIONS, INTERPRETER, SINGLE, LINK]}
-    for path in (ENVIRONMENT, BUSYBOX, ACTIVATIONS, INTERPRETER, SINGLE, LINK, FLOX):
-        of = references.get(path, [])
-        lines = [path, "0" * 64, "96", "", str(len(of)), *of]
-        (registered / Path(path).name).write_text("".join(f"{line}\n" for line in lines))
-    script(current / "bin/nix-store", NIX_STORE.format(registered=registered, base=base.root, program=base.nix_store))
-    (current / "bin/busybox").symlink_to(f"{base.paths['busybox']}/bin/busybox")
-    paths = [{"path": path, "references": of} for path, of in references.items()]
-    entry_points = {"flox": f"{FLOX}/bin/flox", "nix-store": base.nix_store}
-    (current / "manifest.json").write_text(json.dumps({"entry_points": entry_points, "store_paths": paths}))
-    return built
-
-
-def make_flox(folder: Path, base: store.Store) -> None:
-    """The CLI's package. What its environments are made of is in this container's own."""
-    programs = {name: f"{base.paths[name]}/bin" for name in ("nix", "git")}
-    programs |= {"busybox": base.paths["busybox"], "activations": ACTIVATIONS}
-    (folder / "share").mkdir(parents=True)
-    (folder / "share/flox-double.json").write_text(json.dumps(programs))
-    script(folder / "libexec/flox.py", DOUBLE.read_text())
-    python = f"{base.paths['python3']}/bin/python3"
+    for path, lines in added.registered.items():
+        (registered / Path(path).name).write_text(lines)
     script(
-        folder / "bin/flox",
-        f'#!{base.paths["busybox"]}/bin/sh\nexec {python} -IBS {FLOX}/libexec/flox.py "$@"\n',
+        built.path("/opt/flox-node/current/bin/nix-store"),
+        NIX_STORE.format(registered=registered, base=store.base().root, program=added.nix_store),
     )
+    return built
 
 
 def seen(folder: Path) -> set[str]:
@@ -166,6 +113,8 @@ def test_packages_come_into_the_containers_own_store(
     assert "Read-only file system" in run(f"touch {ENVIRONMENT}/x || true")
     assert "No such file" in run(f"ls -d {OTHERS} || true")
     assert seen(node.path("/nix/store")) == before, "the host's store"
+    run(ADD)
+    assert (run.rootfs / path.lstrip("/")).is_dir(), "in the container's own layer, which is the pod's storage"
 
 
 @pytest.mark.parametrize(("uid", "read_only"), COMBINATIONS)

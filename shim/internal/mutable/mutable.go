@@ -36,6 +36,10 @@ const (
 	deadline    = 30 * time.Second
 )
 
+// shortLived are settings of a store that ends with its container: nothing is waited for that only a power cut loses, and
+// no 8 MiB are set aside for collecting garbage on a full disk.
+const shortLived = "fsync-metadata = false\ngc-reserved-space = 0"
+
 // Tools is the payload's Flox CLI, and its Nix.
 type Tools struct {
 	CLI     string   // the program's folder, /nix/store/...-flox/bin
@@ -151,7 +155,8 @@ func (c Container) Add() ([]string, error) {
 	return shown, nil
 }
 
-// register writes the database: what the node's own says of these paths.
+// register writes the database: what the node's own says of these paths. Most of the time is Nix' start, so the one that
+// reads and the one that writes start together.
 func (c Container) register(shown []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
@@ -160,28 +165,44 @@ func (c Container) register(shown []string) error {
 	for _, name := range shown {
 		paths = append(paths, "/nix/store/"+name)
 	}
-	known, err := nixStore(ctx, nil, paths...)
-	if err == nil {
-		_, err = nixStore(ctx, known, "--store", "local?root="+c.Folder, "--load-db")
+	var dumpSaid, loadSaid bytes.Buffer
+	dump := nixStore(ctx, &dumpSaid, paths...)
+	load := nixStore(ctx, &loadSaid, "--store", "local?root="+c.Folder, "--load-db")
+	known, writing, err := os.Pipe()
+	if err != nil {
+		return err
 	}
+	dump.Stdout, load.Stdin = writing, known
+	err = dump.Start()
+	if err == nil {
+		if err = load.Start(); err != nil {
+			cancel()
+			_ = dump.Wait()
+		}
+	}
+	_, _ = known.Close(), writing.Close()
 	if err != nil {
 		return fmt.Errorf("its Nix database cannot be made: %w", err)
 	}
-	return nil
+	return errors.Join(ended("read", dump, &dumpSaid), ended("made", load, &loadSaid))
 }
 
-func nixStore(ctx context.Context, input []byte, arguments ...string) ([]byte, error) {
-	var stdout, stderr bytes.Buffer
+func nixStore(ctx context.Context, said *bytes.Buffer, arguments ...string) *exec.Cmd {
 	command := exec.CommandContext(ctx, node.NixStore(), arguments...)
 	command.Env = []string{
-		"PATH=" + node.SearchPath(), "LC_ALL=C", "HOME=/", "NIX_CONF_DIR=/var/empty", "NIX_CONFIG=build-users-group =",
+		"PATH=" + node.SearchPath(), "LC_ALL=C", "HOME=/", "NIX_CONF_DIR=/var/empty",
+		"NIX_CONFIG=build-users-group =\n" + shortLived,
 	}
 	command.Dir = "/"
-	command.Stdin, command.Stdout, command.Stderr = bytes.NewReader(input), &stdout, &stderr
-	if err := command.Run(); err != nil {
-		return nil, fmt.Errorf("%w: %.300s", err, strings.TrimSpace(stderr.String()))
+	command.Stderr = said
+	return command
+}
+
+func ended(what string, command *exec.Cmd, said *bytes.Buffer) error {
+	if err := command.Wait(); err != nil {
+		return fmt.Errorf("its Nix database cannot be %s: %w: %.300s", what, err, strings.TrimSpace(said.String()))
 	}
-	return stdout.Bytes(), nil
+	return nil
 }
 
 // give makes the folders that Nix and Flox write to those of the user who runs. All of them are ours: nothing that the
@@ -223,7 +244,7 @@ func (c Container) Environment(searchPath string, policy node.Policy) []string {
 		"PATH=" + strings.Join([]string{searchPath, c.Tools.CLI, c.Tools.Nix}, ":"),
 		"FLOX_DISABLE_METRICS=true", "_FLOX_DISABLE_KEYRING=1", "_FLOX_TESTING_DISABLE_BG_SIDE_EFFECTS=true",
 		"NIX_CONFIG=" + strings.Join([]string{
-			"build-users-group =", "sandbox = false", "build-dir = " + folderOf("builds"),
+			"build-users-group =", "sandbox = false", "build-dir = " + folderOf("builds"), shortLived,
 			"substituters = " + strings.Join(slices.Concat(nix.ExtraSubstituters, nix.Substituters), " "),
 			"trusted-public-keys = " + strings.Join(slices.Concat(nix.TrustedKeys, nix.ExtraTrustedKeys), " "),
 		}, "\n"),
