@@ -111,6 +111,10 @@ class CriClient:
         response = self._call("ListImages", _messages.Empty())
         return sorted(tag for image in response.images for tag in image.repo_tags)
 
+    def pull(self, image: str) -> None:
+        """Pull an image from a registry, as for a pod that names it."""
+        self._call("PullImage", _messages.PullImageRequest(image=_messages.ImageSpec(image=image)))
+
     def run_sandbox(
         self,
         handler: str = "",
@@ -269,7 +273,7 @@ class CriClient:
         return self._call("ContainerStatus", _messages.StatusOfRequest(id=container, verbose=True))
 
     def _call(self, method: str, request: Any, timeout: float = 60) -> Any:
-        stub = self._images if method == "ListImages" else self._runtime
+        stub = self._images if method in ("ListImages", "PullImage") else self._runtime
         try:
             return getattr(stub, method)(request, timeout=timeout)
         except grpc.RpcError as error:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 import yaml
 
 from flox_node.kind.cluster_file import MARK, OURS, Baked, Shape, cluster_file
-from tests.bed import image, images, kind
+from tests.bed import cache, image, images, kind, registry
+from tests.bed.buildah import Buildah
 from tests.bed.containerd import Containerd
 from tests.conftest import FULL
 
@@ -27,6 +29,12 @@ def _file(folder: Path, baked: Baked | None = None, **shape: int) -> Path:
     file = folder / "cluster.yaml"
     file.write_text(cluster_file(Shape(**shape), baked))  # type: ignore[arg-type]
     return file
+
+
+def _node(containerd: Callable[..., Containerd], release: str, config: str) -> Containerd:
+    daemon = containerd(release, config=config)
+    daemon.write("etc/containerd/cri-base.json", daemon.run(["ctr", "oci", "spec"]).stdout)
+    return daemon
 
 
 def test_kind_reads_our_cluster_file_and_has_nothing_to_add_to_what_it_says(bed: object, tmp_path: Path) -> None:
@@ -51,6 +59,9 @@ def test_kind_s_own_code_puts_the_handler_beside_what_its_nodes_have(of: str, be
     for form in (BAKED["0.31.0"], BAKED["0.33.0"]):
         before = tomllib.loads(kind.node_config(of))
         after = tomllib.loads(kind.patched(_file(tmp_path, form), config))
+        assert after["plugins"]["io.containerd.grpc.v1.cri"].pop("registry") == {
+            "config_path": "/etc/containerd/certs.d"
+        }
         runtimes = after["plugins"]["io.containerd.grpc.v1.cri"]["containerd"]["runtimes"]
         assert runtimes.pop("flox")["options"] == {"BinaryName": SHIM, "SystemdCgroup": True}
         assert after == before, "nothing else changed"
@@ -63,8 +74,7 @@ def test_a_node_of_kind_with_our_patches_serves_the_handler(
     newest = kind.RELEASES[-1]
     config = tmp_path / "config.toml"
     config.write_text(kind.node_config(newest))
-    daemon = containerd(release, config=kind.patched(_file(tmp_path, BAKED[newest]), config))
-    daemon.write("etc/containerd/cri-base.json", daemon.run(["ctr", "oci", "spec"]).stdout)
+    daemon = _node(containerd, release, kind.patched(_file(tmp_path, BAKED[newest]), config))
     # containerd asks a handler's program what it can do.
     daemon.write("opt/flox-node/bin/flox-runtime", '#!/bin/sh\nexec runc "$@"\n')
     daemon.run(["chmod", "755", SHIM])
@@ -76,6 +86,7 @@ def test_a_node_of_kind_with_our_patches_serves_the_handler(
 
 
 ENGINE = Path(__file__).parents[1] / "doubles/engine.py"
+DOCS = Path(__file__).parents[2] / "docs/kind.md"
 ADMIN = """\
 apiVersion: v1
 kind: Config
@@ -164,6 +175,41 @@ def test_an_archive_that_names_what_it_does_not_hold_is_imported_by_us_alone(
         _import(daemon, archive, "--all-platforms")
     _import(daemon, archive, "--platform=linux/amd64")
     daemon.wait_for_images(name)
+
+
+@pytest.mark.parametrize("release", ("2.1", "2.4") if FULL else ("2.1",))
+def test_the_docs_have_a_node_of_kind_pull_from_a_registry_of_this_machine(
+    release: str, containerd: Callable[..., Containerd], tmp_path: Path
+) -> None:
+    """The lines as they stand there, run by a shell, with kind itself; then the node's own containerd."""
+    config = tmp_path / "config.toml"
+    config.write_text(kind.node_config(kind.RELEASES[-1]))
+    daemon = _node(containerd, release, kind.patched(_file(tmp_path), config))
+    daemon.write("etc/hosts", "127.0.0.1 localhost flox-registry\n")
+    daemon.start()
+    daemon.serve(registry.command(tmp_path / "registry", 5000))
+    pushed = tmp_path / "pushed.tar"
+    images.write_archive(pushed, "flox.test/pushed:1", [images.busybox_layer()], {"Env": [images.PATH]})
+    with tempfile.TemporaryDirectory(dir=cache.folder()) as folder:
+        buildah = Buildah(Path(folder), ["nsenter", f"--net=/proc/{daemon.pid}/ns/net"])
+        made = buildah("pull", "--quiet", f"oci-archive:{pushed}")
+        buildah("push", "--quiet", "--tls-verify=false", "--retry=10", made, "docker://localhost:5000/pushed:1")
+
+    engine, programs = tmp_path / "engine", tmp_path / "bin"
+    for made_folder in (engine, programs):
+        made_folder.mkdir()
+    (programs / "docker").symlink_to(ENGINE)
+    (programs / "kind").symlink_to(kind.program("0.33"))
+    node = {"labels": {"io.x-k8s.kind.cluster": "flox", "io.x-k8s.kind.role": "control-plane"}, "ports": []}
+    (engine / "containers.json").write_text(json.dumps({"flox-control-plane": node}))
+    (engine / "nodes.json").write_text(json.dumps({"flox-control-plane": {"pid": daemon.pid, "name": "node"}}))
+    block = DOCS.read_text().partition("### A local registry")[2].partition("```sh\n")[2].partition("```")[0]
+    environment = {**os.environ, "ENGINE_DOUBLE": str(engine), "PATH": f"{programs}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-euc", block], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "flox-registry" in json.loads((engine / "containers.json").read_text())
+    daemon.cri.pull("localhost:5005/pushed:1")
+    assert "localhost:5005/pushed:1" in daemon.cri.images()
 
 
 def _import(daemon: Containerd, archive: Path, *words: str) -> None:

@@ -82,10 +82,19 @@ def _answer(words: list[str]) -> str:
             return ""
         case ["run", *options]:
             return _run(options)
+        case ["network", "connect", "kind", container]:
+            _container(container)
+            return ""
         case ["logs", "-f", _]:
             return "[  OK  ] Reached target Multi-User System.\n"
         case ["inspect", "--format" | "-f", form, container]:
             return _inspected(form, _container(container))
+        case ["port", container, port]:
+            published = [made.split(":") for made in _container(container)["ports"]]
+            found = [f"{address}:{outside}\n" for address, outside, inside in published if inside.lower() == port]
+            if not found:
+                raise RefusedError(f"Error: No public port '{port}' published for {container}\n")
+            return "".join(found)
         case ["rm", "-f", "-v", *containers]:
             known = _read("containers")
             _write("containers", {name: known[name] for name in known if name not in containers})
@@ -167,6 +176,8 @@ def _exec(words: list[str]) -> str:
                 raise RefusedError(f'level=fatal msg="no such image \\"{image}\\" present"\n')
             return ""
         case ["containerd" | "ctr", *_] | ["cat", "/kind/flox-node.image"] | ["sh", "-c", _] if name in _read("nodes"):
+            return _inside(name, command)
+        case ["mkdir", "-p", path] | ["cp", "/dev/stdin", path] if path.startswith("/etc/containerd/certs.d/"):
             return _inside(name, command)
         case [program, *_] if program in _KINDS_OWN:
             if program == "kubeadm" and name in _read("nodes"):

@@ -64,7 +64,11 @@ def up(
     if dry_run:
         return Result(body, "Nothing was done.")
     lines = [f"The cluster {name} is ready: kubectl --context {laptop.context} get nodes"]
-    if demo and with_ is With.KIND:
+    if demo:
+        if with_ is With.KIND:
+            port = steps.demo_port(laptop)
+        else:  # which publishes no port of a node
+            lines.append(f"kubectl --context {laptop.context} port-forward service/web {port}:8080 &")
         body["url"] = f"http://localhost:{port}/"
         lines.append(f"curl {body['url']}")
     return Result(body, "\n".join(lines))

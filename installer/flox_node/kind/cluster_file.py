@@ -18,6 +18,12 @@ OURS = "flox-node-kind"
 NODE_PORT = 30080
 """Where the demo's service is on every node."""
 _SKIPS_OTHER_VERSIONS = (0, 32)  # from this kind on a patch with `version = N` counts only for a file of that version
+# Where a node's containerd looks for how registries are reached; what is put there later counts without a restart. The
+# nodes of every kind have a configuration of version 2; in another one this would mean nothing and hurt nothing.
+_REGISTRIES = f"""\
+[plugins."{schema.CRI_GRPC}".registry]
+  config_path = "/etc/containerd/certs.d"
+"""
 _KIND_NODE = {"base_runtime_spec": "/etc/containerd/cri-base.json", "options": {"SystemdCgroup": True}}
 
 
@@ -53,11 +59,9 @@ class Baked:
 
 def cluster_file(shape: Shape, baked: Baked | None = None) -> str:
     """The YAML of a cluster: one control plane, which is also the only node where `nodes` is 1, and workers."""
-    lines = ["kind: Cluster", "apiVersion: kind.x-k8s.io/v1alpha4", f"name: {shape.name}"]
-    if baked is not None:
-        lines.append("containerdConfigPatches:")
-        for patch in patches(baked.kind_version):
-            lines += ["- |-", *(f"  {line}" if line else "" for line in patch.rstrip("\n").split("\n"))]
+    lines = ["kind: Cluster", "apiVersion: kind.x-k8s.io/v1alpha4", f"name: {shape.name}", "containerdConfigPatches:"]
+    for patch in (_REGISTRIES, *(patches(baked.kind_version) if baked is not None else ())):
+        lines += ["- |-", *(f"  {line}" if line else "" for line in patch.rstrip("\n").split("\n"))]
     lines.append("nodes:")
     for index in range(shape.nodes):
         lines.append(f"- role: {'worker' if index else 'control-plane'}")

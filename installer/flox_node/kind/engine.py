@@ -12,9 +12,11 @@ from flox_node.host.terminal import Answer, Terminal
 
 CHOICE = "KIND_EXPERIMENTAL_PROVIDER"
 """The environment variable by which kind is told an engine; without it the first that is there counts."""
-# In kind's own order (pkg/cluster/provider.go, pkg/cluster/internal/providers/nerdctl/util.go).
-_KNOWN = ("docker", "nerdctl", "finch", "podman")
+# In kind's own order (pkg/cluster/provider.go, pkg/cluster/internal/providers/nerdctl/util.go), with what each calls
+# itself: the `docker` of the package podman-docker is podman, and kind does not take it for docker.
+_KNOWN = {"docker": "Docker", "nerdctl": "nerdctl", "finch": "finch", "podman": "podman"}
 _SAVES_ONE_PLATFORM = (28, 0)  # `docker save --platform` came with Docker 28
+_NEEDS_CGROUPS_2 = (1, 35)  # the kubelet's failCgroupV1 is true from there on
 _GIB = 1 << 30
 
 
@@ -62,7 +64,7 @@ def find(terminal: Terminal, environment: Mapping[str, str]) -> Engine:
     """
     choice = environment.get(CHOICE, "")
     for name in (choice,) if choice in _KNOWN else _KNOWN:
-        if terminal.which(name) and (version := _version(terminal.ask((name, "-v")))):
+        if terminal.which(name) and (version := _version(name, terminal.ask((name, "-v")))):
             return _examined(name, version, terminal)
     if choice:
         raise RefusedError(
@@ -85,13 +87,13 @@ def complaints(engine: Engine, nodes: int) -> list[str]:
     return found
 
 
-def require_usable(engine: Engine) -> None:
-    """Raises RefusedError where no Flox node can run, whatever is tried."""
-    if engine.cgroup_version == 1:
+def require_usable(engine: Engine, kubernetes: str = "") -> None:
+    """Raises RefusedError where no Flox node can run, whatever is tried. kubernetes: the release asked for, or ""."""
+    if engine.cgroup_version == 1 and (not kubernetes or _numbers(kubernetes) >= _NEEDS_CGROUPS_2):
         raise RefusedError(
             f"{engine.name} runs on version 1 of cgroups; Kubernetes 1.35 and newer does not start on it.",
-            remedy="Boot the machine with systemd.unified_cgroup_hierarchy=1, or use a newer Docker Desktop, then "
-            "run the command again.",
+            remedy="Boot the machine with systemd.unified_cgroup_hierarchy=1, or use a newer Docker Desktop, or an "
+            "older Kubernetes (--kubernetes 1.34.0), then run the command again.",
         )
     if engine.rootless:
         raise RefusedError(
@@ -132,10 +134,10 @@ def _does_not_work(name: str, answer: Answer, info: Mapping[str, Any]) -> Outsid
     return OutsideError(f"{name} is installed, but does not answer: {said}", remedy=f"{start}, then try again.")
 
 
-def _version(answer: Answer) -> str:
+def _version(name: str, answer: Answer) -> str:
     """ "28.2.2" of `Docker version 28.2.2, build e6534b4`, `nerdctl version 2.0.4`, `podman version 5.4.2`."""
     words = answer.stdout.split()
-    if answer.returncode or len(words) < 3 or words[1] != "version":
+    if answer.returncode or len(words) < 3 or words[:2] != [_KNOWN[name], "version"]:
         return ""
     return words[2].rstrip(",")
 

@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import sys
+import tarfile
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,8 @@ from pathlib import Path
 from flox_node.containerd.config import schema
 from flox_node.errors import OutsideError, RefusedError
 from flox_node.host.terminal import Answer, Terminal
-from flox_node.kind.cluster_file import MARK, OURS, Baked, Shape, cluster_file
+from flox_node.kind.archive import names_in
+from flox_node.kind.cluster_file import MARK, NODE_PORT, OURS, Baked, Shape, cluster_file
 from flox_node.kind.engine import Engine, complaints, require_usable
 from flox_node.kind.makers import Maker, names
 from flox_node.names import ENABLED
@@ -32,8 +34,9 @@ _SELF = (sys.executable, "-m", "flox_node")
 _ADVICE = {
     "kind": "Install kind 0.27 or newer: https://kind.sigs.k8s.io/docs/user/quick-start/#installation",
     "minikube": "Install minikube 1.34 or newer: https://minikube.sigs.k8s.io/docs/start/",
-    "kubectl": "Install kubectl: https://kubernetes.io/docs/tasks/tools/",
+    "kubectl": "Install kubectl 1.28 or newer: https://kubernetes.io/docs/tasks/tools/",
 }
+_OLDEST_KUBECTL = (1, 28)  # older ones are too far from what kind makes today
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,15 @@ def up(laptop: Laptop, image: Image, *, baked: Baked | None = None, demo: bool =
         RefusedError: a cluster of that name is not ours; the engine cannot carry one.
         OutsideError: a step failed.
     """
-    require_usable(laptop.engine)
+    require_usable(laptop.engine, laptop.shape.kubernetes)
     for complaint in complaints(laptop.engine, laptop.shape.nodes):
         laptop.say(f"warning: {complaint}")
     identity = _identity(laptop, image)
     if laptop.shape.name in laptop.maker.parse_clusters(laptop.ask(*laptop.maker.clusters())):
         _start(laptop)
         require_ours(laptop)
+        if laptop.shape.nodes > (there := len(_nodes(laptop))):
+            laptop.say(f"warning: {there} of {laptop.shape.nodes} nodes are there; only a new cluster gets more.")
     else:
         if not identity and not laptop.dry_run:
             raise _no_image(laptop, image)
@@ -117,6 +122,16 @@ def up(laptop: Laptop, image: Image, *, baked: Baked | None = None, demo: bool =
         laptop.do(*laptop.kubectl("apply", f"--filename={DEMO}"))
         wait = ("wait", "--for=condition=Available", "--timeout=10m", "deployment", "--selector=flox.dev/demo=web")
         laptop.do(*laptop.kubectl(*wait))
+
+
+def demo_port(laptop: Laptop) -> int:
+    """Of this machine, where the demo answers: as the cluster was made, which may be another than is asked for now."""
+    nodes = () if laptop.dry_run else _nodes(laptop)
+    for node in nodes:
+        said = laptop.ask(laptop.engine.name, "port", node, f"{NODE_PORT}/tcp").stdout.split()
+        if said and said[0].rpartition(":")[2].isdecimal():
+            return int(said[0].rpartition(":")[2])
+    return laptop.shape.port
 
 
 def down(laptop: Laptop) -> bool:
@@ -181,13 +196,17 @@ def require_tools(terminal: Terminal, maker: Maker) -> dict[str, str]:
         RefusedError: one is not here, or too old.
     """
     found = {}
-    for program, argv in ((maker.program, maker.version()), ("kubectl", ("kubectl", "version", "--client"))):
+    kubectl = ("kubectl", "version", "--client")
+    for program, argv, oldest in (
+        (maker.program, maker.version(), maker.oldest),
+        ("kubectl", kubectl, _OLDEST_KUBECTL),
+    ):
         if terminal.which(program) is None:
             raise RefusedError(f"{program} is not on the PATH.", remedy=_ADVICE[program])
         version = re.search(r"v(\d+)\.(\d+)[^\s]*", terminal.ask(argv).stdout)
         if version is None:
             raise OutsideError(f"`{' '.join(argv)}` does not say which version it is.", remedy=_ADVICE[program])
-        if program == maker.program and (int(version[1]), int(version[2])) < maker.oldest:
+        if (int(version[1]), int(version[2])) < oldest:
             raise RefusedError(f"{program} {version[0]} is too old.", remedy=_ADVICE[program])
         found[program] = version[0]
     return found
@@ -223,12 +242,20 @@ def _identity(laptop: Laptop, image: Image) -> str:
         return laptop.ask(laptop.engine.name, "image", "inspect", "--format", "{{.Id}}", image.name).stdout.strip()
     try:
         with image.archive.open("rb") as source:
-            return hashlib.file_digest(source, "sha256").hexdigest()
-    except OSError as error:
+            held = names_in(source)
+            source.seek(0)
+            identity = hashlib.file_digest(source, "sha256").hexdigest()
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise RefusedError(
-            f"The archive {image.archive} cannot be read: {error.strerror}.",
-            remedy="`make image` builds the image and says where it lies.",
+            f"The archive {image.archive} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            remedy="`docker save --platform linux/amd64 --output FILE IMAGE` writes one.",
         ) from error
+    if held and image.name not in held:
+        raise RefusedError(
+            f"{image.archive} holds {', '.join(sorted(held))}, not {image.name}.",
+            remedy=f"Say which: --image {min(held)}.",
+        )
+    return identity
 
 
 @contextmanager

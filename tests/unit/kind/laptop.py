@@ -38,6 +38,9 @@ class FakeTerminal:
         self.installed = {*engines, *programs}
         self.info = info
         self.kind_version = "kind v0.33.0 go1.26.2 linux/amd64"
+        self.kubectl_version = "Client Version: v1.37.2\nKustomize Version: v5.8.0\n"
+        self.called: dict[str, str] = {}  # program -> what it says of itself, where that is not its own
+        self.ports: dict[str, str] = {}  # node -> what of this machine leads to the demo
         self.clusters: dict[str, bool] = {}  # name -> whether its nodes carry our mark
         self.images = {"flox-node:1.0.0": "sha256:1111"}
         self.loaded: dict[str, str] = {}  # node -> identity of the image there
@@ -53,13 +56,17 @@ class FakeTerminal:
         words = [word for word in argv if not word.startswith(("KIND_", "env"))]
         match words:
             case [engine, "-v"]:
-                return Answer(0, _VERSIONS[engine] + "\n", "")
+                return Answer(0, self.called.get(engine, _VERSIONS[engine]) + "\n", "")
+            case [_, "port", node, "30080/tcp"]:
+                if node in self.ports:
+                    return Answer(0, self.ports[node] + "\n", "")
+                return Answer(1, "", "Error: No public port '30080/tcp' published\n")
             case [engine, "info", *_]:
                 return self.info or Answer(0, podman_info() if engine == "podman" else docker_info(), "")
             case ["kind", "version"]:
                 return Answer(0, self.kind_version + "\n", "")
             case ["kubectl", "version", "--client"]:
-                return Answer(0, "Client Version: v1.37.2\nKustomize Version: v5.8.0\n", "")
+                return Answer(0, self.kubectl_version, "")
             case ["kind", "get", "clusters"]:
                 if not self.clusters:
                     return Answer(0, "", "No kind clusters found.\n")

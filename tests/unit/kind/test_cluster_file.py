@@ -13,12 +13,13 @@ def test_a_cluster_has_our_mark_on_every_node_and_one_port() -> None:
     assert all(node["labels"]["flox.dev/made-by"] == "flox-node-kind" for node in made["nodes"])
     ports = [node.get("extraPortMappings") for node in made["nodes"]]
     assert ports == [[{"containerPort": 30080, "hostPort": 9090, "listenAddress": "127.0.0.1"}], None, None]
-    assert "containerdConfigPatches" not in made
+    (registries,) = map(tomllib.loads, made["containerdConfigPatches"])
+    assert list(registries["plugins"]["io.containerd.grpc.v1.cri"]) == ["registry"]
 
 
 def test_a_node_with_a_mounted_store_gets_the_handler_from_kind() -> None:
     made = yaml.safe_load(cluster_file(Shape(), Baked("/srv/nix", "/srv/flox-node", (0, 33))))
-    assert [tomllib.loads(patch)["version"] for patch in made["containerdConfigPatches"]] == [2, 3]
+    assert [tomllib.loads(patch).get("version") for patch in made["containerdConfigPatches"]] == [None, 2, 3]
     (node,) = made["nodes"]
     assert {mount["containerPath"]: mount.get("readOnly", False) for mount in node["extraMounts"]} == {
         "/nix": False,

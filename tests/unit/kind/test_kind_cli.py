@@ -58,3 +58,33 @@ def test_the_script_alone_says_where_the_command_comes_from(tmp_path: Path) -> N
     )
     assert done.returncode == 9
     assert "pip install" in done.stderr
+
+
+def test_the_script_makes_the_command_in_a_source_tree_that_has_none(tmp_path: Path) -> None:
+    script, programs = tmp_path / "daemonset/kind/up.sh", tmp_path / "bin"
+    script.parent.mkdir(parents=True)
+    programs.mkdir()
+    script.write_bytes(UP.read_bytes())
+    (tmp_path / "pyproject.toml").touch()
+    make = programs / "make"
+    make.write_text(
+        "#!/bin/sh\n"
+        '[ "$1 $3" = "-C setup" ] || exit 2\n'
+        'mkdir -p "$2/.venv/bin"\n'
+        'printf \'#!/bin/sh\\necho "$@"\\n\' >"$2/.venv/bin/flox-node"\n'
+        'chmod 755 "$2/.venv/bin/flox-node"\n'
+    )
+    make.chmod(0o755)
+    done = subprocess.run(
+        ["dash", str(script), "--dry-run"],
+        env={"PATH": f"{programs}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "kind up --dry-run\n"), done.stderr
+
+
+def test_shellcheck_has_nothing_to_say_of_the_script() -> None:
+    done = subprocess.run([program("shellcheck"), "-s", "sh", UP], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

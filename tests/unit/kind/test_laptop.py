@@ -1,7 +1,9 @@
 """`flox-node kind` against programs that answer as the real ones: every command line, and every bad answer's text."""
 
+import io
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -143,8 +145,7 @@ def test_a_dry_run_prints_every_command_and_runs_none() -> None:
 
 
 def test_an_archive_needs_no_engine_s_image_and_no_network(tmp_path: Path) -> None:
-    archive = tmp_path / "flox-node.tar"
-    archive.write_bytes(b"an archive")
+    archive = _archive(tmp_path / "flox-node.tar", "docker.io/library/flox-node:1.0.0")
     terminal = FakeTerminal("podman")
     terminal.images.clear()
     up(laptop(terminal), Image("flox-node:1.0.0", archive), demo=False)
@@ -152,6 +153,55 @@ def test_an_archive_needs_no_engine_s_image_and_no_network(tmp_path: Path) -> No
     assert "--image=flox-node:1.0.0" in terminal.done[-1], "the archive's own name, not podman's"
     with pytest.raises(RefusedError, match="cannot be read"):
         up(laptop(terminal), Image("flox-node:1.0.0", tmp_path / "nothing"), demo=False)
+
+
+def _archive(path: Path, name: str, *, oci: bool = True) -> Path:
+    index = {"manifests": [{"annotations": {"io.containerd.image.name": name}}]}
+    files = {"index.json": index} if oci else {"manifest.json": [{"RepoTags": [name]}]}
+    with tarfile.open(path, "w") as archive:
+        for table, content in files.items():
+            member = tarfile.TarInfo(table)
+            member.size = len(data := json.dumps(content).encode())
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("oci", [True, False])
+def test_an_archive_of_another_image_is_told_before_a_cluster_is_made(oci: bool, tmp_path: Path) -> None:
+    terminal = FakeTerminal("docker")
+    archive = _archive(tmp_path / "image.tar", "localhost/flox-node:2", oci=oci)
+    with pytest.raises(RefusedError, match=r"holds localhost/flox-node:2, not flox-node:1\.0\.0") as refused:
+        up(laptop(terminal), Image("flox-node:1.0.0", archive))
+    assert refused.value.remedy == "Say which: --image localhost/flox-node:2."
+    up(laptop(terminal), Image("localhost/flox-node:2", archive), demo=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"\x00" * 10240])
+def test_what_is_no_archive_is_told_before_a_cluster_is_made(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image.tar").write_bytes(content)
+    terminal = FakeTerminal("docker")
+    with pytest.raises(RefusedError, match="cannot be read"):
+        up(laptop(terminal), Image("flox-node:1.0.0", tmp_path / "image.tar"))
+    assert terminal.done == []
+
+
+def test_the_demo_is_where_the_cluster_was_made_to_answer() -> None:
+    terminal = FakeTerminal("docker")
+    up(laptop(terminal, port=9090), IMAGE)
+    terminal.ports["flox-control-plane"] = "127.0.0.1:9090"
+    assert laptops.demo_port(laptop(terminal)) == 9090, "what was asked for at first, not the default of now"
+    terminal.ports.clear()
+    assert laptops.demo_port(laptop(terminal, port=7000)) == 7000
+
+
+def test_more_nodes_than_the_cluster_has_are_told_and_not_forgotten() -> None:
+    terminal = FakeTerminal("docker")
+    said: list[str] = []
+    up(laptop(terminal), IMAGE, demo=False)
+    more = laptop(terminal, nodes=3)
+    more.say = said.append
+    up(more, IMAGE, demo=False)
+    assert any("1 of 3 nodes are there" in line for line in said)
 
 
 def test_an_image_that_is_nowhere_is_told_before_a_cluster_is_made() -> None:
@@ -217,6 +267,14 @@ def test_an_engine_that_carries_no_flox_node_is_told_before_the_work(installed: 
     assert terminal.done == []
 
 
+def test_an_older_kubernetes_runs_on_the_first_version_of_cgroups() -> None:
+    old = engines.Engine("docker", "24.0.7", 1, 8 * GIB, rootless=False)
+    engines.require_usable(old, "1.34.2")
+    for kubernetes in ("", "1.35.0", "v1.37.0"):
+        with pytest.raises(RefusedError, match="cgroups"):
+            engines.require_usable(old, kubernetes)
+
+
 def test_too_little_memory_is_a_warning() -> None:
     small = engines.Engine("docker", "29.1.0", 2, 2 * GIB, rootless=False)
     assert "2.0 GiB" in engines.complaints(small, 3)[0]
@@ -225,6 +283,9 @@ def test_too_little_memory_is_a_warning() -> None:
 
 def test_the_engine_is_kind_s_own_choice() -> None:
     both = FakeTerminal("docker", "podman")
+    both.called["docker"] = "podman version 5.4.2"  # of the package podman-docker
+    assert engines.find(both, {}).name == "podman"
+    both.called.clear()
     assert engines.find(both, {}).name == "docker"
     assert engines.find(both, {"KIND_EXPERIMENTAL_PROVIDER": "podman"}).name == "podman"
     with pytest.raises(RefusedError, match="nerdctl"):
@@ -239,6 +300,10 @@ def test_missing_and_old_tools_are_named_with_advice() -> None:
     assert require_tools(terminal, laptop(terminal).maker) == {"kind": "v0.33.0", "kubectl": "v1.37.2"}
     terminal.kind_version = "kind v0.20.0 go1.20.4 linux/amd64"
     with pytest.raises(RefusedError, match=r"v0\.20\.0 is too old"):
+        require_tools(terminal, laptop(terminal).maker)
+    terminal.kind_version = "kind v0.27.0 go1.24.4 linux/amd64"
+    terminal.kubectl_version = "Client Version: v1.20.2\n"
+    with pytest.raises(RefusedError, match=r"kubectl v1\.20\.2 is too old"):
         require_tools(terminal, laptop(terminal).maker)
 
 
