@@ -52,6 +52,33 @@ def resolve() -> Sequence[Row]:
     return (row("env.resolve_ms", samples, unit="ms", goal=100),)
 
 
+def tenant() -> Sequence[Row]:
+    """How long a refusal takes a tenant for somebody else's environment that is on the node, beside one that is not."""
+    there, gone = [], []
+    with _node() as (node, hub, data):
+        node.policy(hub.git_url)
+        for name in ("there", "gone"):
+            data.publish("demo", name, lockfile([store_path_package("hello", node.hello)], variables={"NAME": name}))
+        data.restrict("demo", "flox_right")
+        volume = node.real("/var/lib/kubelet/pods/0/volumes/kubernetes.io~secret/flox")
+        volume.mkdir(parents=True)
+        (volume / "floxhub-token").write_text("flox_right")
+        _must(node, "demo/there")
+        (volume / "floxhub-token").write_text("flox_other")
+        for number in range(2 * ROUNDS):
+            pair = [("demo/there", there), ("demo/gone", gone)]
+            for name, samples in pair if number % 2 else reversed(pair):
+                samples.append(_ms(lambda name=name: _refused(node, name)))  # type: ignore[misc]
+    return (
+        row("tenant.refused_ms", there, unit="ms", goal=None),
+        ratio("tenant.refused_ratio", there, gone, goal=1.1),
+    )
+
+
+def _refused(node: StoreNode, environment: str) -> None:
+    assert node.realise(environment)["code"] == "access-denied"
+
+
 def sandbox() -> Sequence[Row]:
     """Milliseconds of a sandbox's create beside the inner runtime alone, for an environment that is on the node: its
     token was granted it a moment ago; and the hub, on loopback, is asked.
@@ -180,6 +207,7 @@ def _ms(action: Callable[[], object]) -> float:
 
 MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
     resolve: ("env.resolve_ms",),
+    tenant: ("tenant.refused_ms", "tenant.refused_ratio"),
     sandbox: ("sandbox.fresh_extra_ms", "sandbox.checked_extra_ms"),
     burst: ("burst.cold_slowest_ratio",),
     fetch: ("fetch.vs_nix_copy_ratio", "fetch.whole_vs_nix_copy_ratio"),
