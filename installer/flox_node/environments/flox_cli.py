@@ -33,15 +33,20 @@ from flox_node.errors import FloxNodeError
 from flox_node.host.children import run_group
 from flox_node.state.policy import FloxHub, Policy
 
-# What Flox 1.14 says in English on stderr, in the order in which it is looked for (it has no other error codes).
+# What Flox 1.14 says in English on stderr, as patterns, in the order in which it is looked for (it has no other error
+# codes). What is final must be said by Flox itself: git and Nix, whom it quotes, say that things do not exist, too.
 # Most of it is seen only when the hub changes between our own questions and the two of Flox (clone, fetch).
 _MEANINGS: tuple[tuple[str, type[FloxNodeError], str], ...] = (
     ("No space left on device", DiskFullError, "the node's disk is full."),
     ("Disk quota exceeded", DiskFullError, "the node's disk is full."),
     ("Access denied to the remote environment", AccessDeniedError, "FloxHub refuses the pod's token."),
     ("Could not access the environment", TokenExpiredError, "FloxHub refuses the pod's token: it has expired."),
-    ("Failed to create a new generation", EnvironmentNotFoundError, "FloxHub has no such generation of it."),
-    ("does not exist.", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
+    (
+        r"Failed to create a new generation: generation \d+ not found",
+        EnvironmentNotFoundError,
+        "FloxHub has no such generation of it.",
+    ),
+    (r"The environment \S+ does not exist\.", EnvironmentNotFoundError, "FloxHub does not show it to the pod's token."),
     ("is not yet compatible with your system", UnsupportedError, "it is not made for this node's system."),
     ("is not locked for your system", UnsupportedError, "it is not made for this node's system."),
     ("Environment metadata of version", UnsupportedError, "it was written by a newer Flox than the node's."),
@@ -51,7 +56,7 @@ _MEANINGS: tuple[tuple[str, type[FloxNodeError], str], ...] = (
         "it was written by a newer Flox than the node's.",
     ),
     (
-        "Found a reference cycle in the '[vars]' section",
+        r"Found a reference cycle in the '\[vars\]' section",
         UnsupportedError,
         "its [vars] refer to each other in a circle.",
     ),
@@ -205,7 +210,7 @@ def pull(
 def explain(stderr: str, token: str | None) -> FloxNodeError:
     """What a failed call means. The text is ours; of what Flox said, only an unknown error's last words are shown."""
     for text, kind, cause in _MEANINGS:
-        if text in stderr:
+        if re.search(text, stderr):
             return kind(cause)
     if token:
         stderr = stderr.replace(token, "[token]")
