@@ -54,7 +54,8 @@ def resolve() -> Sequence[Row]:
 
 def tenant() -> Sequence[Row]:
     """How long a refusal takes a tenant for somebody else's environment that is on the node, beside one that is not."""
-    there, gone = [], []
+    there: list[float] = []
+    gone: list[float] = []
     with _node() as (node, hub, data):
         node.policy(hub.git_url)
         for name in ("there", "gone"):
