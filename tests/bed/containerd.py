@@ -12,8 +12,11 @@ from tests.bed.machine import CONFIG, Machine
 
 # PID 2 of the machine; the version 1 controllers, which nspawn mounts read-only, are made writable as on a node.
 DAEMON = """
+status=0
 for c in /sys/fs/cgroup/*; do ! mountpoint -q "$c" || mount -o remount,bind,rw "$c"; done
-exec containerd
+containerd || status=$?
+while [ -e /run/restart ]; do rm /run/restart; status=0; containerd || status=$?; done
+exit $status
 """
 # How a command runs on the machine while it is off.
 OFFLINE = """
@@ -60,6 +63,15 @@ class Containerd(Machine):
         self.run("kill $(pgrep -o -x containerd)", check=False)  # dies with the machine that it ends
         self._nspawn.wait(timeout)
         self.cut_power()
+
+    def restart(self) -> None:
+        """Stop the daemon and start it again; its pods go on."""
+        self.write("/run/restart", "")
+        old = self.run("pgrep -o -x containerd").stdout
+        self.run("kill $(pgrep -o -x containerd)")
+        while self.run("pgrep -o -x containerd", check=False).stdout in (old, ""):
+            time.sleep(0.05)
+        self.cri.wait_ready()
 
     def has_cri(self) -> bool:
         """Whether the CRI plugin of the running daemon is loaded."""

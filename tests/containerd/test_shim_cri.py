@@ -142,7 +142,9 @@ def test_devices_by_cdi_reach_the_container_and_dev_mode_finds_their_libraries(d
     assert exec_.stdout == "fake /gpu/libcuda.so.1 yes\n"
 
 
-def test_what_runs_keeps_its_inner_runtime_when_the_policy_names_another_one(daemon: FloxDaemon) -> None:
+def test_what_runs_keeps_its_inner_runtime_when_the_policy_names_another_one_and_containerd_restarts(
+    daemon: FloxDaemon,
+) -> None:
     inner = inner_of(daemon)
     other = RUNC if inner == CRUN else CRUN
     pod = daemon.pod()
@@ -152,7 +154,9 @@ def test_what_runs_keeps_its_inner_runtime_when_the_policy_names_another_one(dae
         assert daemon.cri.exec(container, "hello", "exec").exit_code == 0
         second = daemon.cri.run_container(pod, ["sleep", "600"], name="second")
         assert daemon.cri.exec(second, "hello", "exec").exit_code == 0
+        daemon.restart()
         for each in (container, second):
+            assert daemon.cri.exec(each, "hello", "after the restart").exit_code == 0
             daemon.cri.stop(each)
             daemon.cri.remove(each)
         daemon.cri.remove_sandbox(pod)
