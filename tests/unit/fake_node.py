@@ -8,6 +8,7 @@ refuses a file.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sqlite3
@@ -301,7 +302,11 @@ class FakeProcesses:
         dumped = load(argv[2], HostFiles(self._root), ContainerdVersion.parse(self._containerd.version))
         if dumped.refused:
             return Completed(1, b"", f"containerd: failed to load TOML: {dumped.refused}".encode())
-        return Completed(0, "".join(f"{_toml(k)} = {_toml(v)}\n" for k, v in dumped.merged.items()).encode(), b"")
+        merged = copy.deepcopy(dumped.merged)
+        if dumped.cri is not None and dumped.cri.state == "ok":  # the built-in runtime is in a dump, too
+            section = merged["plugins"].setdefault(dumped.cri.plugin, {}).setdefault("containerd", {})
+            section["runtimes"] = {**dumped.cri.runtimes, **section.get("runtimes", {})}
+        return Completed(0, "".join(f"{_toml(k)} = {_toml(v)}\n" for k, v in merged.items()).encode(), b"")
 
     @contextmanager
     def started(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Iterator[Finish]:

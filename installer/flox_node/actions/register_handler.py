@@ -28,7 +28,7 @@ from flox_node.containerd.live import daemon, nodeadm_check, pending, proof, res
 from flox_node.containerd.live.change import Change, make_live, missing_folders, write_all
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
-from flox_node.errors import FloxNodeError, OutsideError
+from flox_node.errors import FloxNodeError, OutsideError, RefusedError
 from flox_node.host import Host
 from flox_node.host.files import ConcurrentWriteError
 
@@ -151,11 +151,12 @@ class RegisterHandler(Action[HandlerGap]):
         A containerd that does not answer now is not asked before, only afterwards: we may be the reason.
 
         Raises:
-            RefusedError: a restart would not be safe here.
+            RefusedError: it is the default runtime, or a restart would not be safe here.
             RolledBackError: containerd does not come back without the handler; it is registered again.
             OutsideError: containerd does not come back, or its version cannot be found out.
         """
         running = self._answering(host)
+        self._require_not_default(host, running)
         if running is None:
             self._revert_unanswered(host, before, progress)
             return
@@ -174,6 +175,7 @@ class RegisterHandler(Action[HandlerGap]):
     def preview_revert(self, host: Host, before: Before, *, purge: bool) -> tuple[str, Kept | None]:
         running = self._answering(host)
         version = running.version if running is not None else self.identify(host)[1]
+        self._require_not_default(host, running)
         if running is not None and self._is_live(running.status):
             self._require_nothing_pending(host, running)
             restart.require_safe(host, running.daemon)
@@ -235,6 +237,16 @@ class RegisterHandler(Action[HandlerGap]):
         found = pending.find(host, running, self.registration, self._handler())
         if found:
             raise pending.refusal(found, running.daemon.unit)
+
+    def _require_not_default(self, host: Host, running: Running | None) -> None:
+        version = running.version if running is not None else self.identify(host)[1]
+        found = load(self.registration.config, host.files, version)
+        if found.cri is not None and found.cri.default_runtime == self.handler:
+            raise RefusedError(
+                f'"{self.handler}" is the default runtime of {found.root.path}: without it the CRI plugin would not '
+                "load.",
+                remedy="Set default_runtime_name to another runtime and restart containerd first.",
+            )
 
     def owns(self, host: Host, before: Before) -> Iterable[Owned]:
         """Files of others with our table in them, and containerd's root file, which leads to it."""

@@ -63,6 +63,25 @@ def blame(host: Host, ledger: Ledger, *, certainly: bool = False) -> OursToBlame
     )
 
 
+def why_down(host: Host, error: FloxNodeError, socket: str | None) -> FloxNodeError:
+    """The error of a CRI that does not answer, with the reason where the files of its configuration are it."""
+    if not isinstance(error, OutsideError):
+        return error
+    try:
+        found = daemon.find(host, daemon.cri_socket(host, socket), patience_s=0)
+        effective = load(found.config_path, host.files, daemon.version_of(host, found.exe))
+    except FloxNodeError:
+        return error
+    if effective.state == "ok":
+        return error
+    worst = next(finding for finding in effective.findings if finding.severity == "error")
+    line = f", line {worst.line}" if worst.line else ""
+    return OutsideError(
+        f"{error.cause} {worst.file}{line}: {worst.text}",
+        remedy=f"Repair that file and restart {found.unit}; `flox-node containerd explain` shows what it comes to.",
+    )
+
+
 def _may_be_starting(host: Host, action: RegisterHandler) -> bool:
     process = host.processes.socket_owner(action.socket)
     started = host.processes.started_at(process.pid) if process else None

@@ -12,10 +12,10 @@ from flox_node import __version__
 from flox_node.actions import Action, action_from_json
 from flox_node.actions.in_use import bundles_with_shim
 from flox_node.containerd.live import commit, daemon
-from flox_node.errors import FloxNodeError, InUseError, OutsideError
+from flox_node.errors import FloxNodeError, InUseError, OutsideError, RefusedError
 from flox_node.host import Host
 from flox_node.host.lock import GC_LOCK, exclusive
-from flox_node.names import HANDLER
+from flox_node.names import HANDLER, SHIM
 from flox_node.payload import Payload
 from flox_node.plan import heal, labels, saved
 from flox_node.plan.planner import Plan, plan_install
@@ -41,10 +41,8 @@ def preview(host: Host, payload: Payload, settings: Settings) -> Preview:
     """
     try:
         plan = plan_install(host, payload, settings)
-    except FloxNodeError:
-        if (blamed := heal.blame(host, Ledger.load(host.files))) is not None:
-            raise blamed from None
-        raise
+    except FloxNodeError as error:
+        raise heal.blame(host, Ledger.load(host.files)) or heal.why_down(host, error, settings.socket) from None
     return Preview(plan, tuple(_previewed(host, action) for action in plan.actions))
 
 
@@ -85,9 +83,9 @@ def install(
         results: list[StepResult] = []
         try:
             plan = plan_install(host, payload, settings)
-        except FloxNodeError:
+        except FloxNodeError as error:
             if agreed is not None or not heal.heal(host, ledger, results.append):
-                raise
+                raise heal.why_down(host, error, settings.socket) from None
             report(results[-1])
             plan = plan_install(host, payload, settings)
         if agreed is not None:
@@ -110,21 +108,29 @@ def uninstall(
 
     Raises:
         InUseError: sandboxes of the handler exist (unless `force`).
+        RefusedError: what must not be undone now; or the node has what an install leaves, and no receipt.
         BusyError: another run or a garbage collection.
     """
     with exclusive(host.files, GC_LOCK), exclusive(host.files):
         commit.settle(host)
         ledger = Ledger.load(host.files)
         if not ledger.records:
+            _refuse_without_receipt(host)
             _leave_no_state(host, ledger)
             return []
         if not force:
             _refuse_while_in_use(host, settings.socket or _recorded_socket(ledger))
-        results = []
+        was_whole = not ledger.interrupted
+        results: list[StepResult] = []
         for record in _reversed(ledger):
             # Folders that hold what is in use wait along; otherwise what is not empty is no longer ours alone.
             waiting = bool(ledger.kept)
-            results.append(take_back(host, ledger, record, report, purge=purge, waiting=waiting))
+            try:
+                results.append(take_back(host, ledger, record, report, purge=purge, waiting=waiting))
+            except RefusedError:
+                if was_whole and not results:
+                    ledger.conclude(ledger.receipt)  # nothing was begun
+                raise
         if not ledger.kept:
             _leave_no_state(host, ledger)
         return results
@@ -137,6 +143,8 @@ def preview_uninstall(host: Host, settings: Settings, *, purge: bool = False, fo
         InUseError, RefusedError: an uninstall would refuse.
     """
     ledger = Ledger.load(host.files)
+    if not ledger.records:
+        _refuse_without_receipt(host)
     if ledger.records and not force:
         _refuse_while_in_use(host, settings.socket or _recorded_socket(ledger))
     return [_previewed_undo(host, record, purge=purge) for record in _reversed(ledger)]
@@ -162,6 +170,14 @@ def _relabel(host: Host, ledger: Ledger, report: Report) -> StepResult:
 
 def _reversed(ledger: Ledger) -> Sequence[Record]:
     return list(reversed(ledger.records.values()))
+
+
+def _refuse_without_receipt(host: Host) -> None:
+    if host.files.lexists(SHIM):
+        raise RefusedError(
+            f"{SHIM} is there, but no receipt that tells what an install did on this node: {STATE_DIR} was removed.",
+            remedy="Run `flox-node install`: it takes over what is there, and an uninstall can take it back then.",
+        )
 
 
 def _leave_no_state(host: Host, ledger: Ledger) -> None:

@@ -184,7 +184,7 @@ def test_a_newer_payload_of_a_bootstrap_at_a_later_boot_is_an_upgrade(
     [
         (lambda root: (root / "etc/machine-id").write_text("0123\n"), "machine-id"),
         (lambda root: (root / "root/.ssh").mkdir(parents=True) or (root / "root/.ssh/authorized_keys").touch(), "left"),
-        (lambda root: (root / FRAGMENT).write_text("other"), "does not register"),
+        (lambda root: (root / FRAGMENT).write_text("other"), "somebody else's file"),
         (lambda root: (root / "opt/flox-node/bin/flox-runtime").unlink(), "flox-runtime"),
         (lambda root: (root / "etc/systemd/system/flox-node-boot.service").unlink(), "flox-node-boot"),
     ],

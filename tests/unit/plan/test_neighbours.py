@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from flox_node.containerd.live import restart
 from flox_node.errors import InUseError, OutsideError, RefusedError
 from flox_node.host import HostFiles
 from flox_node.payload import Payload
-from flox_node.plan import Outcome, StepResult, install, preview, uninstall
+from flox_node.plan import Outcome, StepResult, install, preview, preview_uninstall, uninstall
 from flox_node.plan.doctor import examine
 from flox_node.plan.heal import OursToBlameError
 from flox_node.plan.maintenance import boot
@@ -402,3 +403,127 @@ def test_records_that_belong_to_no_pod_are_told_and_go_with_the_next_boot(any_no
     boot(host, _ignore)
     left = {str(file.relative_to(node.root / "run/flox-node")) for file in old if file.exists()}
     assert left == {"pods/id-web.json"}
+
+
+# What hands do
+
+
+def test_ours_as_the_default_runtime_is_no_reason_to_refuse_an_upgrade_but_an_uninstall(
+    any_node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flox_node.containerd.config import editor
+
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    default = f'\n[plugins."{PLUGIN}".containerd]\n  default_runtime_name = "flox"\n'
+    node.config.write_text(node.config.read_text() + default)
+    node.containerd.read_config()
+    monkeypatch.setattr(editor, "_ANNOTATIONS", ["flox.dev/*", "flox.example/*"])
+    install(node.host, payload, SETTINGS, _ignore)
+    assert node.containerd.restarts == 2
+    assert not status(node.host, SETTINGS).drift
+    before = node.tree()
+    for run in (
+        lambda: preview_uninstall(node.host, SETTINGS),
+        lambda: uninstall(node.host, SETTINGS, _ignore),
+    ):
+        with pytest.raises(RefusedError, match='"flox" is the default runtime') as caught:
+            run()
+        assert "default_runtime_name" in caught.value.remedy
+    assert node.tree() == before
+    told = status(node.host, SETTINGS)
+    assert (told.drift, told.interrupted, told.handler_live) == ((), False, True), "nothing was begun"
+    node.config.write_text(node.config.read_text().replace(default, ""))
+    node.containerd.read_config()
+    uninstall(node.host, SETTINGS, _ignore)
+    assert node.config.read_text().removeprefix(IMPORTS) == KUBEADM
+
+
+@pytest.mark.parametrize("version", ["1.7.24", "2.1.9", "2.4.2"])
+def test_a_file_of_our_own_files_name_that_says_something_else_is_not_ours(
+    tmp_path: Path, payload: Payload, version: str
+) -> None:
+    with _node(tmp_path, version, KUBEADM if version < "2" else IMPORTS + KUBEADM) as node:
+        theirs = node.root / DROP_IN
+        theirs.write_text('# mine\n[debug]\n  level = "debug"\n')
+        node.containerd.read_config()
+        before = node.tree()
+        install(node.host, payload, SETTINGS, _ignore)
+        assert theirs.read_text().startswith('# mine\n[debug]\n  level = "debug"\n')
+        assert not status(node.host, SETTINGS).drift
+        uninstall(node.host, SETTINGS, _ignore, purge=True)
+        assert node.tree() == before
+
+
+@pytest.mark.parametrize("version", ["2.1.9", "2.4.2"])
+def test_what_others_write_into_our_own_file_outlives_a_repair_and_an_uninstall(
+    tmp_path: Path, payload: Payload, version: str
+) -> None:
+    with _node(tmp_path, version, IMPORTS + KUBEADM) as node:
+        install(node.host, payload, SETTINGS, _ignore)
+        ours = node.root / DROP_IN
+        ours.write_text(ours.read_text() + KATA)
+        node.containerd.read_config()
+        assert not status(node.host, SETTINGS).drift
+        node.config.write_text(node.config.read_text().replace("SystemdCgroup = true", "SystemdCgroup = false"))
+        node.containerd.read_config()
+        install(node.host, payload, SETTINGS, _ignore)
+        assert node.containerd.handlers["flox"]["options"].get("SystemdCgroup", False) is False
+        assert set(node.containerd.handlers) == {"runc", "flox", "kata"}
+        uninstall(node.host, SETTINGS, _ignore)
+        assert set(node.containerd.handlers) == {"runc", "kata"}
+        assert ours.read_text() == KATA
+
+
+@pytest.mark.parametrize("what", ["conffile", "nothing"])
+def test_a_root_that_a_package_replaced_or_a_hand_removed_is_registered_in_and_given_back(
+    any_node: FakeNode, payload: Payload, what: str
+) -> None:
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    stock = f'version = 2\n\n[plugins."{PLUGIN}".cni]\n  bin_dir = "/usr/lib/cni"\n'
+    node.config.write_text(stock) if what == "conffile" else node.config.unlink()
+    node.containerd.read_config()
+    assert status(node.host, SETTINGS).drift
+    install(node.host, payload, SETTINGS, _ignore)
+    told = status(node.host, SETTINGS)
+    assert (told.drift, told.handler_live) == ((), True)
+    uninstall(node.host, SETTINGS, _ignore, purge=True)
+    assert (node.config.read_text() if node.config.exists() else None) == (stock if what == "conffile" else None)
+    assert not (node.root / DROP_IN).exists()
+
+
+def test_an_uninstall_without_a_receipt_says_how_there_is_one_again(any_node: FakeNode, payload: Payload) -> None:
+    node = any_node
+    before = node.tree()
+    install(node.host, payload, SETTINGS, _ignore)
+    shutil.rmtree(node.root / "var/lib/flox-node")
+    for run in (
+        lambda: preview_uninstall(node.host, SETTINGS),
+        lambda: uninstall(node.host, SETTINGS, _ignore),
+    ):
+        with pytest.raises(RefusedError, match="no receipt") as caught:
+            run()
+        assert "flox-node install" in caught.value.remedy
+    install(node.host, payload, SETTINGS, _ignore)
+    assert node.containerd.restarts == 1
+    uninstall(node.host, SETTINGS, _ignore, purge=True)
+    left = {path: found for path, found in node.tree().items() if not path.endswith(".wants")}
+    assert left == before
+    assert uninstall(node.host, SETTINGS, _ignore, purge=True) == [], "and twice does nothing"
+
+
+def test_an_install_on_a_node_that_is_down_says_why_it_is(any_node: FakeNode, payload: Payload) -> None:
+    node = any_node
+    _no_default(node.config)
+    node.containerd.read_config()
+    node.containerd.started_at -= 100
+    before = node.tree()
+    for run in (
+        lambda: preview(node.host, payload, SETTINGS),
+        lambda: install(node.host, payload, SETTINGS, _ignore),
+    ):
+        with pytest.raises(OutsideError, match=r'config.toml.*default_runtime_name is "nvidia"') as caught:
+            run()
+        assert "containerd explain" in caught.value.remedy
+    assert node.tree() == before

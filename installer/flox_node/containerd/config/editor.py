@@ -139,10 +139,7 @@ def register(
 
 
 def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch:
-    """Take our handler out of this file, under whatever plugin id it stands; a file without it comes back unchanged.
-
-    Lines that others added since stay. A `runc` table that we added goes with it, unless it was edited or the runtimes
-    that others added since would leave containerd 1.x without its default.
+    """Take our handler out of this file for good: see `strip`.
 
     Raises:
         RefusedError: the handler is the default runtime, or its lines cannot be cut out alone.
@@ -157,6 +154,19 @@ def remove(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch
                 f'"{handler.name}" is the default runtime: without it the CRI plugin would not load.',
                 remedy="Set default_runtime_name to another runtime first.",
             )
+    return strip(source, handler, version)
+
+
+def strip(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch:
+    """This file without our handler, under whatever plugin id it stands; a file without it comes back unchanged.
+
+    Lines that others added since stay. A `runc` table that we added goes with it, unless it was edited or the runtimes
+    that others added since would leave containerd 1.x without its default.
+
+    Raises:
+        RefusedError: its lines cannot be cut out alone.
+    """
+    document = parse(source, version)
     result, _ = _strip(document, handler, version, restore=True)
     plugin = schema.plugin_id(result.data, version)
     return Patch(result.source, result.source != source, plugin, {}, added_runc=False, inner_runtime=None)

@@ -1,24 +1,31 @@
 """What of a configuration is ours, and the configuration without it: the baseline that every judgement starts from.
 
 Ours are our own file in an imported folder, our tables in files of others, and the copies of them that a tool makes
-which writes whole dumps back. What is in force while they are there may be of their making, so it is no baseline.
+which writes whole dumps back. What is in force while they are there may be of their making, so it is no baseline. A
+file of our own's name in which others say something is a file of others.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from flox_node.containerd.config import schema
 from flox_node.containerd.config.document import parse
 from flox_node.containerd.config.edit import Edit
-from flox_node.containerd.config.editor import Handler, Patch, cut_out, remove
+from flox_node.containerd.config.editor import Handler, Patch, cut_out, is_our_binary, strip
 from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, covers, load
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
+from flox_node.names import HANDLER
 
 DROP_IN = "50-flox-node.toml"
+HEAD = b"# flox-node: "
+"""How the first line of a file of our own begins."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +56,23 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Pl
     a configuration that containerd would refuse as well, as far as its files can be read.
 
     Raises:
-        RefusedError: it is the default runtime, or the lines of a copy cannot be cut out alone.
+        RefusedError: the lines of a copy cannot be cut out alone.
     """
     found = {edit.path: edit for edit in withdraw_own_files(effective, reader)}
     for path in (file.path for file in _every_file(effective, reader, found) if file.exists and file.path not in found):
         source = reader.read_optional(path) or b""
         try:
-            patch = remove(source, handler, effective.containerd)
+            patch = strip(source, handler, effective.containerd)
         except RefusedError as error:
             raise RefusedError(f"{path}: {error.cause}", remedy=error.remedy) from None
         if patch.changed:
-            found[path] = PlacedEdit(path, source, patch.result, "in-place", patch)
-    for path in _unread_files(effective, reader):
+            found[path] = PlacedEdit(path, source, _without_head(path, patch.result), "in-place", patch)
+    for path in unread_files(effective, reader):
         source = reader.read_optional(path) or b""
         bare = _unread_without_us(source, effective, handler)
         if path not in found and bare is not None:
             gone = Patch(bare, True, "", {}, added_runc=False, inner_runtime=None)
-            found[path] = PlacedEdit(path, source, bare, "in-place", gone)
+            found[path] = PlacedEdit(path, source, _without_head(path, bare), "in-place", gone)
     return tuple(found.values())
 
 
@@ -75,6 +82,29 @@ def withdraw_own_files(effective: Effective, reader: Reader) -> tuple[PlacedEdit
     return tuple(
         PlacedEdit(path, reader.read_optional(path), None, "drop-in", gone) for path in _own_files(effective, reader)
     )
+
+
+def is_ours_alone(source: bytes, containerd: ContainerdVersion, handler: str) -> bool:
+    """Whether a file says nothing but our handler; one that is empty or torn says nothing for anybody."""
+    if not source.strip():
+        return True
+    try:
+        data = copy.deepcopy(parse(source, containerd).data)
+    except RefusedError:
+        return True
+    binary: object = None
+    for plugin in schema.table(data, "plugins"):
+        runtimes = schema.table(data, "plugins", plugin, "containerd", "runtimes")
+        ours = runtimes.pop(handler, None)
+        binary = schema.table(ours, "options").get("BinaryName") if isinstance(ours, dict) else binary
+    data.pop("version", None)
+    return not schema.meaning(data) and (source.startswith(HEAD) or is_our_binary(binary))
+
+
+def _without_head(path: str, rest: bytes) -> bytes:
+    """What others say in a file of our own's name, without our first line."""
+    is_named = posixpath.basename(path) == DROP_IN and rest.startswith(HEAD)
+    return rest.partition(b"\n")[2] if is_named else rest
 
 
 def without_us(effective: Effective, handler: Handler) -> Effective:
@@ -89,12 +119,16 @@ def without_us(effective: Effective, handler: Handler) -> Effective:
             files[file.path] = bare
     if not files:
         return effective
-    bare_effective = load(effective.root.path, MapReader(files, reader), effective.containerd)
-    cri = bare_effective.cri
-    is_default = cri is not None and cri.state == "dead" and cri.default_runtime == handler.name
-    if cri is not None and is_default and effective.state == "ok":
-        return dataclasses.replace(bare_effective, cri=dataclasses.replace(cri, state="ok", reason=""))
-    return bare_effective
+    alone = load(effective.root.path, MapReader(files, reader), effective.containerd)
+    return waiting_for(alone, handler) if effective.state == "ok" else alone
+
+
+def waiting_for(bare: Effective, handler: Handler) -> Effective:
+    """A configuration without our handler; one that lacks nothing else, because it is the default, as if it loaded."""
+    cri = bare.cri
+    if cri is None or cri.state != "dead" or cri.default_runtime != handler.name:
+        return bare
+    return dataclasses.replace(bare, cri=dataclasses.replace(cri, state="ok", reason=""))
 
 
 def shaped_by_us(effective: Effective, handler: Handler) -> frozenset[str]:
@@ -106,7 +140,7 @@ def shaped_by_us(effective: Effective, handler: Handler) -> frozenset[str]:
     return frozenset(name for name in here.keys() | alone.keys() if here.get(name) != alone.get(name)) - {handler.name}
 
 
-def _unread_files(effective: Effective, reader: Reader) -> list[str]:
+def unread_files(effective: Effective, reader: Reader) -> list[str]:
     """The files in folders beside the root that no file imports."""
     folder = posixpath.dirname(effective.root.path)
     read = {file.path for file in effective.files}
@@ -137,7 +171,13 @@ def _own_files(effective: Effective, reader: Reader) -> list[str]:
         *(file.path for file in effective.files if posixpath.basename(file.path) == DROP_IN),
         *(posixpath.join(folder, name, DROP_IN) for name in reader.listdir(folder)),
     ]
-    return [path for path in dict.fromkeys(paths) if path and reader.read_optional(path) is not None]
+    return [
+        path
+        for path in dict.fromkeys(paths)
+        if path
+        and (source := reader.read_optional(path)) is not None
+        and is_ours_alone(source, effective.containerd, HANDLER)
+    ]
 
 
 def _every_file(effective: Effective, reader: Reader, own: Mapping[str, object]) -> tuple[LoadedFile, ...]:

@@ -33,6 +33,7 @@ from flox_node.containerd.config.editor import (
 from flox_node.containerd.config.effective import Effective, LoadedFile, MapReader, Reader, load
 from flox_node.containerd.config.ours import (
     DROP_IN,
+    HEAD,
     PlacedEdit,
     drop_in_path,
     withdraw,
@@ -44,7 +45,7 @@ from flox_node.errors import RefusedError
 
 __all__ = ["DROP_IN", "PlacedEdit", "drop_in", "drop_in_path", "place", "prove", "require_cri", "withdraw"]
 
-_HEAD = "# flox-node: this file is written and removed by flox-node; its handler belongs to the imports of {root}"
+_HEAD = f"{HEAD.decode()}this file is written and removed by flox-node; its handler belongs to the imports of {{root}}"
 
 
 def require_cri(effective: Effective) -> None:
@@ -142,6 +143,8 @@ class _Places:
         own = drop_in_path(self.bare)
         hides_nothing = self.bare.containerd.migrates_each_file or plugin == schema.CRI_GRPC
         if own is not None and (self.rendered or hides_nothing):
+            if (others := next((file for file in self.bare.files if file.path == own), None)) is not None:
+                return self._edit(others, plugin)
             return drop_in(self.bare, self.reader, own, self.handler, plugin)
         return self._edit(self.bare.root, plugin)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from flox_node.containerd.config.editor import Handler
 from flox_node.containerd.config.effective import Effective, MapReader, Setting, load
+from flox_node.containerd.config.ours import waiting_for
 from flox_node.containerd.config.registration import NextStart, Registration
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
@@ -43,7 +44,7 @@ def find(host: Host, running: Running, registration: Registration, handler: Hand
     coming = registration.next_start(host.files, version, handler)
     root = coming.root or registration.config
     withdrawn = {edit.path: edit.after for edit in registration.withdrawals(host.files, version, handler)}
-    then = load(root, MapReader({**coming.files, **withdrawn}, host.files), version)
+    then = waiting_for(load(root, MapReader({**coming.files, **withdrawn}, host.files), version), handler)
     changed = list(_changed_since(host, running, then, coming))
     if then.cri is None or then.cri.state != "ok":
         worst = next(finding for finding in then.findings if finding.severity == "error")

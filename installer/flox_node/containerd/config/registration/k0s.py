@@ -9,9 +9,9 @@ from typing import ClassVar
 from flox_node.containerd.config import placement, schema
 from flox_node.containerd.config.document import parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.editor import Handler, is_our_binary, remove
+from flox_node.containerd.config.editor import Handler, is_our_binary, strip
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.ours import without_us
+from flox_node.containerd.config.ours import is_ours_alone, without_us
 from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
@@ -45,6 +45,7 @@ class K0s:
                 )
             return changed(placement.place(effective, reader, handler, rendered=True))
         self._refuse_foreign(reader, version, handler)
+        self._require_own(reader, version, handler)
         edit = placement.drop_in(bare, reader, self._own, handler, schema.CRI_GRPC)
         # k0s merges it key by key into a file that the root imports, so nothing there is replaced.
         return changed((SourceEdit(edit.path, edit.before, edit.after),))
@@ -53,11 +54,21 @@ class K0s:
         """See Registration. On 1.x the merged file is k0s' own to write, out of the files in the folder."""
         if version.merges_deeply:
             return Plain(self.config).withdrawals(reader, version, handler)
-        edits = [SourceEdit(self._own, reader.read_optional(self._own), None)]
-        for path in self._others(reader):
+        own = reader.read_optional(self._own)
+        alone = own is not None and is_ours_alone(own, version, handler.name)
+        edits = [SourceEdit(self._own, own, None)] if alone else []
+        for path in [*([] if alone or own is None else [self._own]), *self._others(reader)]:
             source = reader.read_optional(path) or b""
-            edits.append(SourceEdit(path, source, remove(source, handler, version).result))
+            edits.append(SourceEdit(path, source, strip(source, handler, version).result))
         return changed(tuple(edits))
+
+    def _require_own(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> None:
+        here = reader.read_optional(self._own)
+        if here is not None and not is_ours_alone(here, version, handler.name):
+            raise RefusedError(
+                f"{self._own} is flox-node's to write, and somebody else says something in it.",
+                remedy="Move those lines to a file of another name.",
+            )
 
     def _others(self, reader: Reader) -> list[str]:
         paths = [posixpath.join(self.folder, name) for name in reader.listdir(self.folder)]

@@ -23,6 +23,7 @@ from flox_node.containerd.config.document import Path
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, inherited_table, is_our_binary, table_for
 from flox_node.containerd.config.effective import Effective, Reader, load
+from flox_node.containerd.config.ours import HEAD
 from flox_node.containerd.config.placement import require_cri
 from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
@@ -42,7 +43,6 @@ _TEMPLATES_RUNTIME = {
 
 https://github.com/awslabs/amazon-eks-ami/tree/main/nodeadm/internal/containerd
 """
-_DEFAULTS = {"sandboxer": "podsandbox"}  # what a migrated configuration spells out; empty and false values apart
 _OUR_KEYS = {"runtime_type", "pod_annotations", "container_annotations", "base_runtime_spec", "options"}
 
 
@@ -67,7 +67,7 @@ class NodeConfig:
         assert effective.cri is not None, "require_cri checked it"
         _, parent = inherited_table(effective.cri, handler.name)
         text = _fragment(parent, handler, _plugin(self._others(reader, handler), version))
-        source = SourceEdit(self.fragment, reader.read_optional(self.fragment), text)
+        source = self._source(reader, text)
         fragments = (source,) if self._is_read(reader) else ()
         live = () if _is_served(effective, handler) else Plain(self.config).edits(reader, version, handler, adopt=adopt)
         return changed((*fragments, *live))
@@ -84,16 +84,27 @@ class NodeConfig:
                 remedy="Start from an EKS-optimised image of October 2025 or newer.",
             )
         text = _fragment(_TEMPLATES_RUNTIME, handler, _plugin(self._others(reader, handler), version))
-        return changed((SourceEdit(self.fragment, reader.read_optional(self.fragment), text),))
+        return changed((self._source(reader, text),))
 
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
         """See Registration."""
         live = Plain(self.config).withdrawals(reader, version, handler)
-        return changed((SourceEdit(self.fragment, reader.read_optional(self.fragment), None), *live))
+        here = reader.read_optional(self.fragment)
+        is_ours = here is not None and here.startswith(HEAD)
+        return changed((*([SourceEdit(self.fragment, here, None)] if is_ours else []), *live))
 
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
         """See Registration."""
         return NextStart()
+
+    def _source(self, reader: Reader, text: bytes) -> SourceEdit:
+        here = reader.read_optional(self.fragment)
+        if here is not None and not here.startswith(HEAD):
+            raise RefusedError(
+                f"{self.fragment} is flox-node's to write, and somebody else's file is there.",
+                remedy="Give that file another name.",
+            )
+        return SourceEdit(self.fragment, here, text)
 
     def _is_read(self, reader: Reader) -> bool:
         folder = posixpath.dirname(self.fragment)
@@ -138,7 +149,7 @@ def _fragment(parent: Mapping[str, Any], handler: Handler, plugin: str) -> bytes
     """The NodeConfig that registers the handler under this plugin id, with what it inherits from `parent`."""
     path: Path = ("plugins", plugin, "containerd", "runtimes", handler.name)
     # A migrated configuration spells every default out; only what says something is worth to be said again.
-    tables = {path: table_for(handler, _meaning(parent))}
+    tables = {path: table_for(handler, schema.meaning(parent))}
     lines = block.tables_text(tables, "\n").splitlines()
     text = (
         "# flox-node: this file is written and removed by flox-node.\n"
@@ -172,7 +183,7 @@ def _merged(text: str, handler: Handler) -> tuple[str, bool]:
         runtimes = schema.table(plugins, plugin, "containerd", "runtimes")
         if handler.name in runtimes:
             foreign = foreign or not _is_ours(runtimes.pop(handler.name), handler)
-            if not _meaning(plugins[plugin]):
+            if not schema.meaning(plugins[plugin]):
                 del plugins[plugin]
     return json.dumps(data, default=str), foreign
 
@@ -181,7 +192,7 @@ def _is_ours(table: object, handler: Handler) -> bool:
     """Whether this is our table and nothing that another source mixed into it."""
     if not isinstance(table, dict) or not isinstance(table.get("options"), dict):
         return False
-    return is_our_binary(table["options"].get("BinaryName"), handler) and set(_meaning(table)) <= _OUR_KEYS
+    return is_our_binary(table["options"].get("BinaryName"), handler) and set(schema.meaning(table)) <= _OUR_KEYS
 
 
 def _is_foreign(text: str, handler: Handler) -> bool:
@@ -202,12 +213,4 @@ def _is_served(effective: Effective, handler: Handler) -> bool:
     if here is None:
         return False
     _, parent = inherited_table(effective.cri, handler.name)
-    return bool(_meaning(here) == _meaning(table_for(handler, parent)))
-
-
-def _meaning(value: Any) -> Any:
-    """A table without what is empty, false or the default."""
-    if not isinstance(value, dict):
-        return value
-    cleaned = {name: _meaning(item) for name, item in value.items() if item != _DEFAULTS.get(name)}
-    return {name: item for name, item in cleaned.items() if item not in ("", [], {}, False, 0, None)}
+    return schema.meaning(here) == schema.meaning(table_for(handler, parent))

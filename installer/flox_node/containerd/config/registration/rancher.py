@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from flox_node.containerd.config import block, placement, schema
 from flox_node.containerd.config.document import Path, parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.editor import Handler, Patch, register, remove
+from flox_node.containerd.config.editor import Handler, Patch, register, strip
 from flox_node.containerd.config.effective import Reader, load
 from flox_node.containerd.config.ours import without_us
 from flox_node.containerd.config.registration.base import NextStart, changed, known
@@ -85,7 +85,7 @@ class Rancher:
         if text and (not found or base.strip() or "{{" in added):
             why = "it is a template of its own that only a start renders"
             return NextStart(inputs, untold={**untold, path: why})
-        now = _text(remove(rendered, handler, version).result)
+        now = _text(strip(rendered, handler, version).result)
         if not now.rstrip().endswith(added.strip()):
             now = now.rstrip("\n") + "\n" + added.lstrip("\n")
         return NextStart(inputs, {self.config: _bytes(now)}, untold)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flox_node.containerd.config.edit import Edit, SourceEdit
-from flox_node.containerd.config.editor import Handler, register, remove
+from flox_node.containerd.config.editor import Handler, register, strip
 from flox_node.containerd.config.effective import Reader
 from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
@@ -44,14 +44,14 @@ class Template:
         source = reader.read_optional(self.template)
         if source is None:
             return ()
-        return changed((SourceEdit(self.template, source, remove(source, handler, version).result),))
+        return changed((SourceEdit(self.template, source, strip(source, handler, version).result),))
 
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
         """See Registration. What is filled in is taken from what was filled in at the last start."""
         source, rendered = reader.read_optional(self.template), reader.read_optional(self.config)
         if source is None or rendered is None:
             return NextStart((self.template,))
-        text = remove(source, handler, version).result.decode(errors="surrogateescape")
+        text = strip(source, handler, version).result.decode(errors="surrogateescape")
         values = _filled_in(text, rendered.decode(errors="surrogateescape"))
         for name, value in values.items():
             text = text.replace(name, value)
