@@ -10,7 +10,7 @@ import pytest
 from flox_node.containerd.config import block, schema
 from flox_node.containerd.config.editor import Handler, table_for
 from flox_node.containerd.config.effective import Effective, MapReader, load
-from flox_node.containerd.config.ours import shaped_by_us, without_us
+from flox_node.containerd.config.ours import is_ours_alone, shaped_by_us, withdraw, without_us
 from flox_node.containerd.config.placement import place
 from flox_node.containerd.config.version import ContainerdVersion
 
@@ -137,3 +137,32 @@ def test_an_administrator_who_makes_ours_the_default_does_not_make_it_the_baseli
     files = {ROOT: file(2, {**RUNC, "flox": WANTED})}
     files[ROOT] += f'[plugins."{schema.CRI_GRPC}".containerd]\ndefault_runtime_name = "flox"\n'.encode()
     assert placed(release, files)[0] == []
+
+
+@pytest.mark.parametrize("release", ["1.7.24", "2.1.9", "2.4.2"])
+def test_a_copy_of_ours_in_a_folder_that_no_root_imports_any_more_goes_too(release: str) -> None:
+    """An import of it would bring us back. What others say there stays, and a file without us is not touched."""
+    copy = file(2, {"flox": spelt_out(WANTED), "nvidia": NVIDIA})
+    stranger = b"not [ TOML, and no flox"
+    files = {ROOT: file(2, RUNC), NVIDIAS: copy, "/etc/containerd/conf.d/z.toml": stranger}
+    edits = withdraw(loaded(release, files), MapReader(files), FLOX)
+    assert [(edit.path, edit.kind) for edit in edits] == [(NVIDIAS, "in-place")]
+    assert edits[0].after == file(2, {"nvidia": NVIDIA})
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        (b"", True),
+        (b"[plugins", True),
+        (file(2, {"flox": WANTED}, head=False), True),
+        (file(2, {"flox": WANTED}), True),
+        (file(2, {"flox": {**WANTED, "options": {"BinaryName": "/usr/bin/other"}}}), False),
+        (b"# flox-node: this file is written\n" + file(2, {"flox": {"runtime_type": "x"}}), True),
+        (file(2, {"flox": WANTED, "kata": NVIDIA}), False),
+        (b'[debug]\nlevel = "debug"\n', False),
+        (b"# a note of somebody's\n", False),
+    ],
+)
+def test_a_file_is_ours_alone_where_it_says_nothing_else(text: bytes, ours: bool) -> None:
+    assert is_ours_alone(text, ContainerdVersion.parse("2.1.9"), "flox") is ours

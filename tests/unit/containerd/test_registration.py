@@ -339,3 +339,56 @@ def test_a_template_whose_table_hides_the_rendered_roots_runtimes_is_put_right()
     (again,) = register(rancher, stale, "2.1.9")
     assert (again.path, again.after) == (edit.path, edit.after)
     assert [each.after for each in again.live] == [made.after]
+
+
+K0S = K0s("/etc/k0s/containerd.toml", "/etc/k0s/containerd.d")
+K0S_OWN = "/etc/k0s/containerd.d/50-flox-node.toml"
+K0S_NODES: dict[str, Files] = {
+    "1.7.24": {
+        "/etc/k0s/containerd.toml": b'version = 2\nimports = ["/run/k0s/containerd-cri.toml"]\n',
+        "/run/k0s/containerd-cri.toml": config(V2),
+    },
+    "2.1.9": {"/etc/k0s/containerd.toml": config(V3, 3, 'imports = ["/etc/k0s/containerd.d/*.toml"]')},
+}
+
+
+def test_a_torn_file_of_ours_on_k0s_is_written_anew() -> None:
+    """What it keeps down is judged without it."""
+    files = {**K0S_NODES["2.1.9"], K0S_OWN: b"# flox-node: this\n[plugins"}
+    (edit,) = register(K0S, files, "2.1.9")
+    assert edit.path == K0S_OWN
+    assert "flox" in runtimes(applied(files, (edit,))[K0S_OWN], V3)
+
+
+def test_what_k0s_merged_of_ours_is_no_default_to_inherit_from() -> None:
+    """An administrator made ours the default: it has what the runtime has that is the default without us."""
+    files = dict(K0S_NODES["1.7.24"])
+    merged = files["/run/k0s/containerd-cri.toml"]
+    ours = f'[plugins."{V2}".containerd.runtimes.flox]\nruntime_type = "io.containerd.runc.v2"\n'
+    ours += f'[plugins."{V2}".containerd.runtimes.flox.options]\nBinaryName = "/opt/flox-node/bin/flox-runtime"\n'
+    default = f'[plugins."{V2}".containerd]\ndefault_runtime_name = "flox"\n'
+    files["/run/k0s/containerd-cri.toml"] = merged + (ours + default).encode()
+    (edit,) = register(K0S, files, "1.7.24")
+    assert runtimes(edit.after or b"", V2)["flox"]["options"]["SystemdCgroup"] is True
+
+
+def test_somebody_elses_lines_in_our_file_on_k0s_stay() -> None:
+    theirs = f'[plugins."{V2}".containerd.runtimes.kata]\nruntime_type = "io.containerd.kata.v2"\n'.encode()
+    files = {**K0S_NODES["1.7.24"], K0S_OWN: theirs}
+    with pytest.raises(RefusedError, match="somebody else says something"):
+        register(K0S, files, "1.7.24")
+    assert withdraw(K0S, files, "1.7.24") == files
+    ours = register(K0S, K0S_NODES["1.7.24"], "1.7.24")[0].after or b""
+    assert withdraw(K0S, {**files, K0S_OWN: ours + theirs}, "1.7.24") == files
+    # Newer ones read the file itself, where ours can stand beside theirs.
+    both = {**K0S_NODES["2.1.9"], K0S_OWN: theirs.replace(V2.encode(), V3.encode())}
+    after = applied(both, register(K0S, both, "2.1.9"))
+    assert set(runtimes(after[K0S_OWN], V3)) == {"kata", "flox"}
+    assert withdraw(K0S, after, "2.1.9") == both
+
+
+def test_a_fragment_of_our_name_that_is_not_ours_is_refused_and_left() -> None:
+    files = {LIVE: config(V3, 3), FRAGMENT: b"apiVersion: node.eks.aws/v1alpha1\n", "/etc/eks/nodeadm.d/a": b""}
+    with pytest.raises(RefusedError, match="somebody else's file"):
+        register(NodeConfig(LIVE), files, "2.1.9")
+    assert withdraw(NodeConfig(LIVE), files, "2.1.9") == files

@@ -66,13 +66,13 @@ def withdraw(effective: Effective, reader: Reader, handler: Handler) -> tuple[Pl
         except RefusedError as error:
             raise RefusedError(f"{path}: {error.cause}", remedy=error.remedy) from None
         if patch.changed:
-            found[path] = PlacedEdit(path, source, _without_head(path, patch.result), "in-place", patch)
-    for path in unread_files(effective, reader):
+            found[path] = PlacedEdit(path, source, without_head(path, patch.result), "in-place", patch)
+    for path in _unread_files(effective, reader):
         source = reader.read_optional(path) or b""
         bare = _unread_without_us(source, effective, handler)
         if path not in found and bare is not None:
             gone = Patch(bare, True, "", {}, added_runc=False, inner_runtime=None)
-            found[path] = PlacedEdit(path, source, _without_head(path, bare), "in-place", gone)
+            found[path] = PlacedEdit(path, source, without_head(path, bare), "in-place", gone)
     return tuple(found.values())
 
 
@@ -101,7 +101,7 @@ def is_ours_alone(source: bytes, containerd: ContainerdVersion, handler: str) ->
     return not schema.meaning(data) and (source.startswith(HEAD) or is_our_binary(binary))
 
 
-def _without_head(path: str, rest: bytes) -> bytes:
+def without_head(path: str, rest: bytes) -> bytes:
     """What others say in a file of our own's name, without our first line."""
     is_named = posixpath.basename(path) == DROP_IN and rest.startswith(HEAD)
     return rest.partition(b"\n")[2] if is_named else rest
@@ -140,7 +140,7 @@ def shaped_by_us(effective: Effective, handler: Handler) -> frozenset[str]:
     return frozenset(name for name in here.keys() | alone.keys() if here.get(name) != alone.get(name)) - {handler.name}
 
 
-def unread_files(effective: Effective, reader: Reader) -> list[str]:
+def _unread_files(effective: Effective, reader: Reader) -> list[str]:
     """The files in folders beside the root that no file imports."""
     folder = posixpath.dirname(effective.root.path)
     read = {file.path for file in effective.files}

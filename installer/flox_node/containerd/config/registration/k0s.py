@@ -11,7 +11,7 @@ from flox_node.containerd.config.document import parse
 from flox_node.containerd.config.edit import Edit, SourceEdit
 from flox_node.containerd.config.editor import Handler, is_our_binary, strip
 from flox_node.containerd.config.effective import Reader, load
-from flox_node.containerd.config.ours import is_ours_alone, without_us
+from flox_node.containerd.config.ours import is_ours_alone, without_head, without_us
 from flox_node.containerd.config.registration.base import NextStart, changed, known
 from flox_node.containerd.config.registration.plain import Plain
 from flox_node.containerd.config.version import ContainerdVersion
@@ -59,7 +59,7 @@ class K0s:
         edits = [SourceEdit(self._own, own, None)] if alone else []
         for path in [*([] if alone or own is None else [self._own]), *self._others(reader)]:
             source = reader.read_optional(path) or b""
-            edits.append(SourceEdit(path, source, strip(source, handler, version).result))
+            edits.append(SourceEdit(path, source, without_head(path, strip(source, handler, version).result)))
         return changed(tuple(edits))
 
     def _require_own(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> None:
