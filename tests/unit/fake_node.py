@@ -61,6 +61,7 @@ class FakeContainerd:
         self.ignore_handlers: set[str] = set()  # with flox in its configuration it does not bring these up
         self.refuses_to_start = False
         self.loads_cri = True
+        self.config_path = CONFIG
         self.status_calls = 0
         self.config: dict[str, Any] = {}
         self.read_config()
@@ -89,7 +90,7 @@ class FakeContainerd:
 
     def effective(self) -> Effective:
         """What this release makes of the files as they are."""
-        return load(CONFIG, HostFiles(self.root), ContainerdVersion.parse(self.version))
+        return load(self.config_path, HostFiles(self.root), ContainerdVersion.parse(self.version))
 
     def answer(self, method: str) -> bytes:
         """The answer to one call, in protobuf's wire format."""
@@ -318,7 +319,9 @@ class FakeProcesses:
     def socket_owner(self, socket: str) -> RunningProcess | None:
         if socket != SOCKET:
             return None
-        return RunningProcess(321, "/usr/bin/containerd", ("/usr/bin/containerd",), UNIT, ("/usr/sbin",))
+        config = self._containerd.config_path if self._containerd else CONFIG
+        argv = ("/usr/bin/containerd", *(["--config", config] if config != CONFIG else []))
+        return RunningProcess(321, "/usr/bin/containerd", argv, UNIT, ("/usr/sbin",))
 
     def named(self, *names: str) -> list[RunningProcess]:
         return [process for process in self.others if process.argv[0].rpartition("/")[2] in names]

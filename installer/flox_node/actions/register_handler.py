@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, register
 from flox_node.actions.install_units import put_script
 from flox_node.containerd.config.edit import Edit
-from flox_node.containerd.config.editor import Handler
+from flox_node.containerd.config.editor import Handler, strip
 from flox_node.containerd.config.effective import MapReader, Reader, load
 from flox_node.containerd.config.ours import shaped_by_us
 from flox_node.containerd.config.registration import Registration, from_json, to_json
@@ -74,7 +74,7 @@ class RegisterHandler(Action[HandlerGap]):
 
     @property
     def key(self) -> str:
-        return f"{self.kind}:{self.registration.config}"
+        return self.kind  # a node has one: where its containerd is started with another file, it is still this one
 
     def describe(self) -> str:
         return f"register the handler {self.handler} with the containerd of {self.registration.config} and restart it"
@@ -279,8 +279,13 @@ class RegisterHandler(Action[HandlerGap]):
         edits = {edit.path: edit for edit in self._withdrawals(host.files, version)}
         for path, known in remembered.items():
             now = host.files.read_optional(path)
-            if now is not None and _digest(now) == known["written_sha256"]:
+            if now is None:
+                continue
+            if _digest(now) == known["written_sha256"]:
                 edits[path] = Edit(path, now, _bytes_before(known))
+            elif path not in edits and path.endswith(".toml"):  # of a configuration that containerd had once
+                with contextlib.suppress(RefusedError):
+                    edits[path] = Edit(path, now, strip(now, self._handler(), version).result)
         # An older release remembered, at a repair, the file with our table in it.
         left = MapReader({edit.path: edit.after for edit in edits.values()}, host.files)
         for edit in self._withdrawals(left, version):

@@ -22,7 +22,7 @@ from flox_node.host.files import HostFiles
 from flox_node.host.watch import FolderWatch, fingerprint
 from flox_node.kube.names import Happening, Phase, Reason
 
-PLACE, REGISTER = "place-payload:new", "register-handler:/etc/containerd/config.toml"
+PLACE, REGISTER = "place-payload:new", "register-handler"
 WELL = Seen(installed=True, live=True, payload="new", identity="boot", versions={"shim": "1"})
 FRESH = Seen(payload="new", needed=(PLACE, REGISTER), restart=True, reason="nothing is there")
 DRIFTED = dataclasses.replace(WELL, needed=(REGISTER,), restart=True, reason="the table is gone", drift=1, live=False)

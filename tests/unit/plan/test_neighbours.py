@@ -301,7 +301,7 @@ def test_the_doctor_names_us_as_the_reason(downgraded: FakeNode) -> None:
 
 def test_the_agents_look_asks_for_an_install_that_restarts(downgraded: FakeNode, payload: Payload) -> None:
     seen = look(downgraded.host, payload, SETTINGS)
-    assert (seen.error, seen.needed, seen.restart, seen.live) == (None, ("register-handler:",), True, False)
+    assert (seen.error, seen.needed, seen.restart, seen.live) == (None, ("register-handler",), True, False)
     assert "the handler was registered for 2.1.9" in seen.reason
 
 
@@ -408,6 +408,10 @@ def test_records_that_belong_to_no_pod_are_told_and_go_with_the_next_boot(any_no
 # What hands do
 
 
+def _ways_to_uninstall(node: FakeNode) -> tuple[Callable[[], object], ...]:
+    return lambda: preview_uninstall(node.host, SETTINGS), lambda: uninstall(node.host, SETTINGS, _ignore)
+
+
 def test_ours_as_the_default_runtime_is_no_reason_to_refuse_an_upgrade_but_an_uninstall(
     any_node: FakeNode, payload: Payload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,10 +427,7 @@ def test_ours_as_the_default_runtime_is_no_reason_to_refuse_an_upgrade_but_an_un
     assert node.containerd.restarts == 2
     assert not status(node.host, SETTINGS).drift
     before = node.tree()
-    for run in (
-        lambda: preview_uninstall(node.host, SETTINGS),
-        lambda: uninstall(node.host, SETTINGS, _ignore),
-    ):
+    for run in _ways_to_uninstall(node):
         with pytest.raises(RefusedError, match='"flox" is the default runtime') as caught:
             run()
         assert "default_runtime_name" in caught.value.remedy
@@ -498,10 +499,7 @@ def test_an_uninstall_without_a_receipt_says_how_there_is_one_again(any_node: Fa
     before = node.tree()
     install(node.host, payload, SETTINGS, _ignore)
     shutil.rmtree(node.root / "var/lib/flox-node")
-    for run in (
-        lambda: preview_uninstall(node.host, SETTINGS),
-        lambda: uninstall(node.host, SETTINGS, _ignore),
-    ):
+    for run in _ways_to_uninstall(node):
         with pytest.raises(RefusedError, match="no receipt") as caught:
             run()
         assert "flox-node install" in caught.value.remedy
@@ -527,3 +525,52 @@ def test_an_install_on_a_node_that_is_down_says_why_it_is(any_node: FakeNode, pa
             run()
         assert "containerd explain" in caught.value.remedy
     assert node.tree() == before
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_containerd_that_is_started_with_another_file_has_one_registration_and_leaves_both_files(
+    any_node: FakeNode, payload: Payload, edited: bool
+) -> None:
+    """A unit's drop-in with another --config, or a snap's next revision."""
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    moved = node.root / "etc/other/config.toml"
+    moved.parent.mkdir()
+    moved.write_text(KUBEADM)
+    node.containerd.config_path = "/etc/other/config.toml"
+    node.systemd.unit = dataclasses.replace(
+        node.systemd.unit, start_command=("/usr/bin/containerd", "--config", "/etc/other/config.toml")
+    )
+    node.containerd.read_config()
+    assert status(node.host, SETTINGS).drift
+    install(node.host, payload, SETTINGS, _ignore)
+    told = status(node.host, SETTINGS)
+    assert (told.drift, told.handler_live) == ((), True)
+    if edited:
+        node.config.write_text(node.config.read_text() + "# a word\n")
+    uninstall(node.host, SETTINGS, _ignore)
+    assert moved.read_text() == KUBEADM
+    assert node.config.read_text().removeprefix(IMPORTS) == KUBEADM + ("# a word\n" if edited else "")
+    assert not (node.root / DROP_IN).exists()
+
+
+def test_our_lines_go_from_a_file_that_somebody_broke_around_them(any_node: FakeNode, payload: Payload) -> None:
+    """A tool that appends a handler of our name: the file is no TOML any more, and without ours it is."""
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    theirs = f'[plugins."{PLUGIN}".containerd.runtimes.flox]\n  runtime_type = "io.containerd.runc.v2"\n'
+    node.config.write_text(node.config.read_text() + theirs)
+    uninstall(node.host, SETTINGS, _ignore)
+    assert node.config.read_text().removeprefix(IMPORTS) == KUBEADM + theirs
+    assert not (node.root / DROP_IN).exists()
+
+
+def test_a_mark_that_lost_the_other_one_goes_with_our_table(any_node: FakeNode, payload: Payload) -> None:
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    text = node.config.read_text()
+    for mark in ("begin", "end"):
+        node.config.write_text(text.replace(f"# flox-node: {mark} handler flox\n", ""))
+        assert not status(node.host, SETTINGS).drift
+    uninstall(node.host, SETTINGS, _ignore)
+    assert node.config.read_text().removeprefix(IMPORTS) == KUBEADM

@@ -301,7 +301,7 @@ def test_a_repair_captures_what_the_other_tool_wrote(node: FakeNode, payload: Pa
     node.config.write_text(theirs)
     node.containerd.read_config()  # it restarts containerd, as such tools do
     found = status(node.host, SETTINGS)
-    assert [drift.key for drift in found.drift] == ["register-handler:/etc/containerd/config.toml"]
+    assert [drift.key for drift in found.drift] == ["register-handler"]
     install(node.host, payload, SETTINGS, _ignore)
     assert not status(node.host, SETTINGS).drift
     uninstall(node.host, SETTINGS, _ignore)

@@ -112,4 +112,4 @@ def test_an_error_names_the_action_that_failed(node: FakeNode, payload: Payload)
     node.containerd.ignore_handlers = {"flox"}
     with pytest.raises(FloxNodeError) as caught:
         install(node.host, payload, SETTINGS, _ignore)
-    assert caught.value.as_dict()["action"] == "register-handler:/etc/containerd/config.toml"
+    assert caught.value.as_dict()["action"] == "register-handler"

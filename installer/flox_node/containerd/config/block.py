@@ -71,6 +71,12 @@ def find_in_text(text: str, handler: str, quoted: Callable[[int], bool] = lambda
     return Marked(first.start(), last.end(), newline, first["added"] is not None, adopted)
 
 
+def without_stray_marks(before: str, after: str, handler: str) -> tuple[str, str]:
+    """What is before and after a table of ours that was cut out, without a mark beside it that lost the other one."""
+    mark = rf"[ \t]*# flox-node: (?:begin|end) handler {re.escape(handler)}(?:{_NEWLINE_ADDED})?[ \t]*\r?"
+    return re.sub(rf"(?m)^{mark}\n\Z", "", before), re.sub(rf"\A{mark}(?:\n|\Z)", "", after)
+
+
 def _inside_statement(document: Document, offset: int) -> bool:
     return any(statement.start <= offset < statement.end for statement in document.statements)
 

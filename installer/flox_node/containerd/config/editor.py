@@ -161,15 +161,31 @@ def strip(source: bytes, handler: Handler, version: ContainerdVersion) -> Patch:
     """This file without our handler, under whatever plugin id it stands; a file without it comes back unchanged.
 
     Lines that others added since stay. A `runc` table that we added goes with it, unless it was edited or the runtimes
-    that others added since would leave containerd 1.x without its default.
+    that others added since would leave containerd 1.x without its default. From a file that somebody broke our marks
+    tell which lines are ours.
 
     Raises:
         RefusedError: its lines cannot be cut out alone.
     """
-    document = parse(source, version)
+    try:
+        document = parse(source, version)
+    except RefusedError:
+        if (rest := _without_marked_lines(source, handler)) is None:
+            raise
+        return Patch(rest, rest != source, "", {}, added_runc=False, inner_runtime=None)
     result, _ = _strip(document, handler, version, restore=True)
     plugin = schema.plugin_id(result.data, version)
     return Patch(result.source, result.source != source, plugin, {}, added_runc=False, inner_runtime=None)
+
+
+def _without_marked_lines(source: bytes, handler: Handler) -> bytes | None:
+    """A file that is no TOML without the lines between our marks; None where ours is in it in another way."""
+    text = source.decode("utf-8", "surrogateescape")
+    marked = block.find_in_text(text, handler.name)
+    if marked is None:
+        return None if _OUR_BINARY in text else source
+    text = text[: marked.start] + marked.adopted + text[marked.end :]
+    return None if _OUR_BINARY in text else text.encode("utf-8", "surrogateescape")
 
 
 def cut_out(document: Document, handler: Handler, version: ContainerdVersion) -> bytes | None:
@@ -319,6 +335,9 @@ def _without_ours(
         marked.start <= s.start < marked.end for s in document.statements if block.below(s, (target,))
     ):
         text, slot = _cut(document, target)
+        if marked is None:
+            before, after = block.without_stray_marks(text[:slot], text[slot:], handler.name)
+            text, slot = before + after, len(before)
     else:
         ours = (target, runc) if _runc_is_ours(document, marked, target, runc) else (target,)
         kept = block.foreign_lines(document, marked, ours) + (marked.adopted if restore else "")

@@ -60,7 +60,7 @@ def find(host: Host, running: Running, registration: Registration, handler: Hand
 
 def refusal(found: Sequence[Pending], unit: str) -> RefusedError:
     """The error of a restart that would make these live."""
-    shown = "; ".join(map(str, found[:3]))
+    shown = "; ".join(str(each).rstrip(".") for each in found[:3])
     return RefusedError(
         f"A restart of containerd would make changes live that are not flox-node's: {shown}.",
         remedy=f"Correct or take back that change, or make it live yourself (`systemctl restart {unit}`) and see that "
