@@ -32,7 +32,7 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
         found = status(host, settings)
         needed = [step for step in preview(host, payload, settings).steps if step.outcome is Outcome.NEEDED]
     except OursToBlameError as failure:
-        needed = [StepResult(f"{RegisterHandler.kind}:", "take the handler out", Outcome.NEEDED, failure.cause)]
+        needed = [StepResult(RegisterHandler.kind, "take the handler out", Outcome.NEEDED, failure.cause)]
     except FloxNodeError as failure:
         error = failure.as_dict()
     manifest = payload.manifest
@@ -52,7 +52,7 @@ def look(host: Host, payload: Payload, settings: Settings) -> Seen:
         identity=watch.identity,
         needed=tuple(step.key for step in needed),
         reason=needed[0].reason if needed else "",
-        restart=any(step.key.startswith(f"{RegisterHandler.kind}:") for step in needed),
+        restart=any(step.key == RegisterHandler.kind for step in needed),
         drift=len(found.drift) if found else 0,
         error=error,
         folders=watch.folders,

@@ -574,3 +574,13 @@ def test_a_mark_that_lost_the_other_one_goes_with_our_table(any_node: FakeNode, 
         assert not status(node.host, SETTINGS).drift
     uninstall(node.host, SETTINGS, _ignore)
     assert node.config.read_text().removeprefix(IMPORTS) == KUBEADM
+
+
+def test_the_agents_look_tells_an_install_that_restarts_from_one_that_does_not(
+    any_node: FakeNode, payload: Payload
+) -> None:
+    assert look(any_node.host, payload, SETTINGS).restart
+    install(any_node.host, payload, SETTINGS, _ignore)
+    (any_node.root / "etc/flox-node/policy.json").unlink()
+    seen = look(any_node.host, payload, SETTINGS)
+    assert (seen.needed, seen.restart) == (("write-policy",), False)
