@@ -101,9 +101,12 @@ def test_packages_come_into_the_containers_own_store(
     assert run("greet") == "good day\n", "on the PATH of every later exec"
     assert run("flox list") == f"greet: {path}\n"
     assert f'greet.store-path = "{path}"' in run("flox list -c")
-    run("flox list -c >/nix/var/flox-node/data/m; printf '[hook]\\n' >>/nix/var/flox-node/data/m")
-    assert run("flox edit -f /nix/var/flox-node/data/m") == "✔ Environment successfully updated.\n"
-    assert run("flox uninstall greet") == "━ 'greet' uninstalled from environment 'hello'\n"
+    assert run("flox list -c | flox edit -f -") == "! No changes made to environment.\n"
+    assert run("flox list -c | sed s/^greet/again/ | flox edit -f -") == "✔ Environment successfully updated.\n"
+    activate = "flox list -c | sed 's/^GREETING.*/GREETING = \"x\"/' | flox edit -f -"
+    assert "Please 'exit' the environment and run 'flox activate'" in run(activate)
+    assert "no package named 'greet' in the manifest" in run("flox uninstall greet || true")
+    assert run("flox uninstall again") == "━ 'again' uninstalled from environment 'hello'\n"
     assert "not found" in run("greet || true")
     assert "api/v1/catalog/resolve" in run("flox install curl || true")
     run("nix-store --gc")

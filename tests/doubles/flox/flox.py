@@ -351,7 +351,9 @@ def change(command: str, arguments: list[str]) -> None:
         show(toml, lock, config="-c" in words)
         return
     if command == "edit":
-        changed = Path(options["-f"]).read_text()
+        if not options["-f"]:
+            raise FailedError("Can't edit interactively in non-interactive context")
+        changed = sys.stdin.read() if options["-f"] == "-" else Path(options["-f"]).read_text()
         if changed == toml:
             sys.stderr.write("! No changes made to environment.\n")
             return
@@ -367,19 +369,34 @@ def change(command: str, arguments: list[str]) -> None:
     else:
         for word in words:
             if word not in tomllib.loads(toml).get("install", {}):
-                raise FailedError(f"couldn't uninstall '{word}', wasn't previously installed")
+                raise FailedError(f"no package named '{word}' in the manifest")
         changed = "\n".join(line for line in toml.split("\n") if re.split(r"[ .=]", line)[0] not in words)
     replace(dot_flox, name, changed, locked_anew(lock, changed))
     if command == "edit":
-        sys.stderr.write("✔ Environment successfully updated.\n")
+        sys.stderr.write(f"{edited(dot_flox, tomllib.loads(toml), tomllib.loads(changed))}\n")
     for word in wanted if command == "install" else words if command == "uninstall" else ():
         done = "✔ '{}' installed to" if command == "install" else "━ '{}' uninstalled from"
         sys.stderr.write(f"{done.format(word)} environment '{name}'\n")
 
 
+def edited(dot_flox: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What `flox edit` says: what was run already when the environment was activated is not run again."""
+    if active() == dot_flox and any(before.get(table) != now.get(table) for table in ("hook", "vars", "profile")):
+        return (
+            "! Your manifest has changes that cannot be automatically applied.\n\n"
+            "Please 'exit' the environment and run 'flox activate' to see these changes."
+        )
+    return "✔ Environment successfully updated."
+
+
+def active() -> Path | None:
+    """The checkout of the environment that is active."""
+    environments = json.loads(os.environ.get("_FLOX_ACTIVE_ENVIRONMENTS") or "[]")
+    return Path(environments[0]["environment"]["path"]) if environments else None
+
+
 def checkout(named: str) -> Path:
     """The checkout's `.flox`, if it is whole."""
-    active = json.loads(os.environ.get("_FLOX_ACTIVE_ENVIRONMENTS") or "[]")
     # A folder that only looks like one stops every command in it.
     here = Path(named or ".").absolute() / ".flox"
     if here.exists() and not (here / "env.json").exists():
@@ -387,8 +404,8 @@ def checkout(named: str) -> Path:
             f"Found a '.flox' directory at \"{here}\", but it is not a valid flox environment: "
             f"unable to locate an 'env.json' in it."
         )
-    if not named and active:
-        return Path(active[0]["environment"]["path"])
+    if not named and (of_active := active()):
+        return of_active
     if not here.exists():
         raise FailedError("Did not find an active environment or an environment in the current directory.")
     return here
