@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flox_node.environments import events, index, locks, work
+from flox_node.environments import events, index, locks, tokens, work
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
 from flox_node.environments.errors import KINDS, BuildFailedError, DeadlineError, FetchingError, of_the_node
@@ -130,6 +130,7 @@ def sweep(paths: Paths) -> None:
 
 def run(key: str, paths: Paths) -> None:
     """Do the fetch whose order comes through the pipe of this key. This is the unit's whole life."""
+    tokens.keep_in_memory()
     order = _receive(key, paths)
     raw = order["question"]
     question = Question(**{**raw, "reference": Reference(**raw["reference"])})

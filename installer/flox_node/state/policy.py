@@ -282,7 +282,9 @@ class Network:
 
     http_proxy: str | None = _key(None, _or_none(_url), "The proxy for http addresses.")
     https_proxy: str | None = _key(None, _or_none(_url), "The proxy for https addresses.")
-    no_proxy: tuple[str, ...] = _key((), _list_of(_word), "Names and domains that are reached without a proxy.")
+    no_proxy: tuple[str, ...] = _key(
+        (), _list_of(_word), "Names, domains, addresses and networks (10.0.0.0/8) that are reached without a proxy."
+    )
     ca_file: str | None = _key(
         None,
         _or_none(_path),
@@ -291,10 +293,8 @@ class Network:
 
     def proxy_for(self, scheme: str, host: str) -> str | None:
         """The proxy through which a host is reached; None: directly."""
-        for name in self.no_proxy:
-            domain = name.lstrip("*").lstrip(".")
-            if name == "*" or host == domain or host.endswith(f".{domain}"):
-                return None
+        if any(_is_meant(name, host.lower()) for name in self.no_proxy):
+            return None
         return self.https_proxy if scheme == "https" else self.http_proxy
 
 
@@ -458,6 +458,19 @@ def _judge(check: Check, value: Any, where: tuple[str, ...]) -> Any:
         return check(value)
     except (TypeError, ValueError) as error:
         raise KeyFaultError(where, str(error)) from error
+
+
+def _is_meant(name: str, host: str) -> bool:
+    """Whether a word of no_proxy means a host, as curl and Go read them (with git and Nix it is curl that decides)."""
+    if "/" in name:
+        import ipaddress  # a network: clusters name those of their pods and services
+
+        try:
+            return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            return False
+    domain = name.lower().lstrip("*").lstrip(".")
+    return name == "*" or host == domain or host.endswith(f".{domain}")
 
 
 def _values_of(table: Any) -> dict[str, Any]:

@@ -539,6 +539,22 @@ def test_while_the_hub_is_away_a_token_keeps_what_it_was_granted_for_the_policys
     failure(node.realise("demo/hello"), "network")
 
 
+def test_what_has_a_token_leaves_no_core_dump(node: StoreNode, data: HubData) -> None:
+    data.restrict("demo", "flox_right")
+    with_token(node, "flox_right")
+    node.fault("slow:2")
+    process = node.start("demo/hello")
+    wait_for(lambda: any("flox.py" in command for command in node.processes().values()))
+    limits = [
+        next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core" in line).split()[4]
+        for pid, command in node.processes().items()
+        if "flox.py" in command or "realise_main" in command
+    ]
+    assert len(limits) > 1
+    assert set(limits) == {"1"}
+    resolution(answer(process))
+
+
 @pytest.mark.parametrize("after", [1, 2, 3, 4] if FULL else [1, 4])
 def test_a_hub_that_fails_between_two_requests_is_told_as_the_network(
     node: StoreNode, data: HubData, after: int

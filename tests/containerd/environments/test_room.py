@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flox_node.environments import fetch, gc, grants
+from flox_node.environments import fetch, gc, grants, notices
 from flox_node.environments.paths import Paths
 from flox_node.host.files import HostFiles
 from flox_node.plan import room
@@ -55,9 +55,11 @@ def _remove_all(node: StoreNode) -> None:
     paths = Paths(str(node.root))
     wait_for(lambda: not node.processes())
     gc.let_go([entry.key for entry in gc.entries(paths)], paths, unused_since=time.time() + 60)
-    for folder in (paths.grants, paths.fetches):
+    os.makedirs(paths.notices, exist_ok=True)  # on a busy machine pods are told how far their fetches are
+    for folder in (paths.grants, paths.fetches, paths.notices):
         for file in Path(folder).iterdir():
             os.utime(file, (0, 0))
+    notices.sweep(paths)
     grants.sweep(paths)
     fetch.sweep(paths)
     gc.forget_strays(paths)

@@ -178,3 +178,8 @@ def test_the_policys_proxy_is_asked_for_whom_it_is_meant(hub: Hub, data: HubData
     assert network.proxy_for("http", "a.cluster.local") is None
     assert network.proxy_for("https", "hub.example.com") is None
     assert Network(http_proxy=hub.url, no_proxy=("*",)).proxy_for("http", "hub.example.com") is None
+    networks = Network(http_proxy=hub.url, no_proxy=("10.0.0.0/8", "fd00::/8", "not/a/network", "Hub.Acme.com"))
+    for host in ("10.1.2.3", "fd00::1", "hub.acme.com"):
+        assert networks.proxy_for("http", host) is None
+    for host in ("11.1.2.3", "hub.example.com", "10.example.com"):
+        assert networks.proxy_for("http", host) == hub.url
