@@ -10,6 +10,7 @@ from typing import Self
 
 from tests.bed import images
 from tests.bed.machine import Machine
+from tests.bed.processes import PATIENCE_S
 
 
 class NodeBox(Machine):
@@ -29,7 +30,7 @@ class NodeBox(Machine):
         self.write("etc/machine-id", f"{uuid.uuid4().hex}\n")
         self.write("etc/hostname", "node\n")
 
-    def boot(self, timeout: float = 90) -> Self:
+    def boot(self, timeout: float = PATIENCE_S) -> Self:
         """Switch the node on, wait until its units have settled and, the first time, load the standard images."""
         started = time.monotonic()
         nspawn = self._power_on("--boot")

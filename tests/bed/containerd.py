@@ -9,6 +9,7 @@ from typing import Self
 from tests.bed import images
 from tests.bed.cri import CriError
 from tests.bed.machine import CONFIG, Machine
+from tests.bed.processes import PATIENCE_S
 
 # PID 2 of the machine; the version 1 controllers, which nspawn mounts read-only, are made writable as on a node.
 DAEMON = """
@@ -38,7 +39,7 @@ class Containerd(Machine):
         super().__init__("containerd", release, config)
         self.start_seconds = 0.0
 
-    def start(self, timeout: float = 60) -> Self:
+    def start(self, timeout: float = PATIENCE_S) -> Self:
         """Start the daemon and wait for it to answer; RuntimeError with its log if it does not.
 
         A daemon whose CRI plugin does not load counts as started: ask `has_cri`.
@@ -56,7 +57,7 @@ class Containerd(Machine):
         self.start_seconds = time.monotonic() - started
         return self
 
-    def stop(self, timeout: float = 20) -> None:
+    def stop(self, timeout: float = PATIENCE_S) -> None:
         """Stop the daemon with SIGTERM; its pods end with it."""
         if self._nspawn is None:
             return

@@ -17,6 +17,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 import grpc
 
 from tests.bed.images import BUSYBOX
+from tests.bed.processes import PATIENCE_S
 
 _messages, _services = grpc.protos_and_services("tests/bed/cri.proto")  # compiled at import, found on sys.path
 LOGS = "/var/log/pods"  # as the kubelet's
@@ -77,7 +78,7 @@ class CriClient:
         """Close the connection."""
         self._channel.close()
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = PATIENCE_S) -> None:
         """Wait up to `timeout` seconds until the CRI answers."""
         deadline = time.monotonic() + timeout
         while True:
@@ -128,7 +129,7 @@ class CriClient:
         host_pid: bool = False,
         privileged: bool = False,
         host_users: bool = True,
-        timeout: float = 60,
+        timeout: float = PATIENCE_S,
     ) -> Sandbox:
         """Run a pod sandbox, with the node's users in the node's network namespace (so no CNI is needed).
 
@@ -203,7 +204,7 @@ class CriClient:
         )
         return str(self._call("CreateContainer", request).id)
 
-    def start(self, container: str, *, timeout: float = 60) -> None:
+    def start(self, container: str, *, timeout: float = PATIENCE_S) -> None:
         """Start a created container."""
         self._call("StartContainer", _messages.IdRequest(id=container), timeout=timeout)
 
@@ -213,10 +214,10 @@ class CriClient:
         self.start(container)
         return container
 
-    def exec(self, container: str, *command: str, timeout: int = 20) -> Output:
+    def exec(self, container: str, *command: str, timeout: int = 60) -> Output:
         """Run a command in a running container, as a probe does; `timeout` in seconds."""
         request = _messages.ExecSyncRequest(container_id=container, cmd=command, timeout=timeout)
-        response = self._call("ExecSync", request, timeout=timeout + 10)
+        response = self._call("ExecSync", request, timeout=timeout + PATIENCE_S)
         return Output(response.exit_code, response.stdout.decode(), response.stderr.decode())
 
     def container_status(self, container: str) -> Any:
@@ -227,7 +228,7 @@ class CriClient:
         """The pid of the container's first process, as the node's own PID namespace counts."""
         return int(json.loads(self._status_of(container).info["info"])["pid"])
 
-    def wait_exited(self, container: str, timeout: float = 60) -> Any:
+    def wait_exited(self, container: str, timeout: float = PATIENCE_S) -> Any:
         """Wait up to `timeout` seconds for the container to end; its status."""
         deadline = time.monotonic() + timeout
         while (status := self.container_status(container)).state != _messages.CONTAINER_EXITED:
@@ -246,7 +247,7 @@ class CriClient:
     def stop(self, container: str, *, grace: int = 0) -> None:
         """Stop a container, killing it `grace` seconds after SIGTERM."""
         request = _messages.StopContainerRequest(container_id=container, timeout=grace)
-        self._call("StopContainer", request, timeout=grace + 60)
+        self._call("StopContainer", request, timeout=grace + PATIENCE_S)
 
     def remove(self, container: str) -> None:
         """Remove a stopped container."""
@@ -272,7 +273,7 @@ class CriClient:
     def _status_of(self, container: str) -> Any:
         return self._call("ContainerStatus", _messages.StatusOfRequest(id=container, verbose=True))
 
-    def _call(self, method: str, request: Any, timeout: float = 60) -> Any:
+    def _call(self, method: str, request: Any, timeout: float = PATIENCE_S) -> Any:
         stub = self._images if method in ("ListImages", "PullImage") else self._runtime
         try:
             return getattr(stub, method)(request, timeout=timeout)

@@ -15,6 +15,7 @@ from tests.bed import payload, store
 from tests.bed.box import NodeBox
 from tests.bed.cri import Sandbox
 from tests.bed.pod import HOST_ROOT
+from tests.bed.processes import PATIENCE_S
 from tests.doubles.hub import HubData, catalog_package, lockfile
 
 EMPTY_IMAGE = "docker.io/flox/empty:1.0.0"
@@ -39,7 +40,7 @@ def beside(box: NodeBox, *command: str | Path) -> subprocess.CompletedProcess[st
     """Run a program of this machine as a privileged pod of the box, with the node's root file system at HOST_ROOT."""
     enter = [sys.executable, "-m", "tests.bed.pod", str(box.pid)]
     return subprocess.run(
-        [*enter, *map(str, command)], capture_output=True, text=True, check=False, timeout=120, cwd=_PROJECT
+        [*enter, *map(str, command)], capture_output=True, text=True, check=False, timeout=PATIENCE_S, cwd=_PROJECT
     )
 
 
@@ -119,7 +120,7 @@ def run_flox_container(
     return box.cri.run_container(sandbox, command, image=EMPTY_IMAGE, name=name, env=env)
 
 
-def _wait_for(box: NodeBox, url: str, timeout: float = 60) -> None:
+def _wait_for(box: NodeBox, url: str, timeout: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout
     fetch = [sys.executable, "-c", f"import urllib.request; urllib.request.urlopen({url!r}, timeout=2)"]
     while True:

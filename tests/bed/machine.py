@@ -14,6 +14,7 @@ from typing import Self
 from tests.bed import images, releases, rootfs
 from tests.bed.config import node_config
 from tests.bed.cri import CriClient
+from tests.bed.processes import PATIENCE_S
 from tests.bed.scope import Scope
 
 SOCKET = "run/containerd/containerd.sock"
@@ -111,7 +112,7 @@ class Machine(ABC):
         check: bool = True,
         input: str | None = None,
         env: Mapping[str, str] | None = None,
-        timeout: float = 60,
+        timeout: float = PATIENCE_S,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on the machine as root: an argv, or a string for `sh -c`. A failure raises with its output.
 
@@ -179,7 +180,7 @@ class Machine(ABC):
 
         It learns of an import by an event: on a loaded machine a pod started right after would not find the image.
         """
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while missing := set(names) - set(self.cri.images()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"The CRI does not know {', '.join(sorted(missing))}.")

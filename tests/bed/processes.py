@@ -7,6 +7,9 @@ while another thread executes a program (as every Go program may). A pidfd is re
 import os
 import select
 
+PATIENCE_S = 180.0
+"""How long what has to come is waited for, in seconds: on a busy machine all comes late, and only what hangs never."""
+
 
 def wait_ended(pid: int, timeout: float) -> bool:
     """Wait up to `timeout` seconds for a process to end, as a zombie or altogether; whether it did."""

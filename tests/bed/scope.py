@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.bed import cache
-from tests.bed.processes import has_ended
+from tests.bed.processes import PATIENCE_S, has_ended
 
 CGROUPS = Path("/sys/fs/cgroup")
 PREFIX = "flox-bed-"
@@ -157,7 +157,7 @@ def _insist(cgroup: str) -> None:
 
 
 def _kill(name: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while pids := _processes(name):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -276,6 +276,7 @@ class FakeProcesses:
         self._root, self._containerd = root, containerd
         self.others: list[RunningProcess] = []  # beside containerd
         self.booted_at: float | None = None
+        self.ticks: dict[int, int] = {}  # pid -> when it was started
 
     def run(
         self, argv: Sequence[str], *, input: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60.0
@@ -328,6 +329,9 @@ class FakeProcesses:
 
     def started_at(self, pid: int) -> float | None:
         return self.booted_at if pid == 1 or self._containerd is None else self._containerd.started_at
+
+    def started_at_tick(self, pid: int) -> int | None:
+        return self.ticks.get(pid)
 
     def _load_db(self, registration: bytes) -> None:
         database = self._root / "nix/var/nix/db/db.sqlite"

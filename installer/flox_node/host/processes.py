@@ -107,13 +107,22 @@ class Processes:
         To one tick of the clock (10 ms), rounded up: who writes a file and then starts the process that reads it has
         written it before. `btime` of /proc/stat would be right to a second only.
         """
-        stat = self._files.real("/proc") / str(pid) / "stat"
-        try:
-            ticks = int(stat.read_text().rpartition(")")[2].split()[19])
-        except (OSError, IndexError, ValueError):
+        ticks = self.started_at_tick(pid)
+        if ticks is None:
             return None
         boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         return boot + (ticks + 1) / os.sysconf("SC_CLK_TCK")
+
+    def started_at_tick(self, pid: int) -> int | None:
+        """When a process was started, in ticks since the boot; None when it is gone.
+
+        With its pid and the boot it is one process and no other, whatever is done to the clock.
+        """
+        stat = self._files.real("/proc") / str(pid) / "stat"
+        try:
+            return int(stat.read_text().rpartition(")")[2].split()[19])
+        except (OSError, IndexError, ValueError):
+            return None
 
     def describe(self, pid: int) -> RunningProcess | None:
         """What procfs says of one process, or None when it is gone or a kernel thread."""

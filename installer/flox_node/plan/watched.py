@@ -54,5 +54,5 @@ def _running(host: Host) -> tuple[set[str], str]:
     with contextlib.suppress(FloxNodeError):
         # The socket is made anew by every start of containerd, an upgrade of it included.
         paths.add(daemon.cri_socket(host))
-    started = [f"{process.pid}@{host.processes.started_at(process.pid):.0f}" for process in kubelets]
+    started = [f"{process.pid}@{host.processes.started_at_tick(process.pid)}" for process in kubelets]
     return paths, " ".join([boot, *started])

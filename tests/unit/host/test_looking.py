@@ -126,6 +126,16 @@ def test_the_start_of_a_process_is_told_so_exactly_that_what_was_written_before_
     assert Processes("/").started_at(2**22 + 1) is None
 
 
+def test_the_tick_of_a_start_is_the_same_whatever_is_done_to_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Processes("/")
+    tick, started = node.started_at_tick(os.getpid()), node.started_at(os.getpid())
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 1000.0)
+    assert node.started_at_tick(os.getpid()) == tick
+    assert node.started_at(os.getpid()) != started
+    assert node.started_at_tick(2**22 + 1) is None
+
+
 def test_a_folder_whose_programs_may_not_be_started_is_told_so(tmp_path: Path) -> None:
     class Refusing(Processes):
         def run(self, *_: object, **__: object) -> Completed:
