@@ -1,4 +1,5 @@
-"""What the shim costs a call that it only passes on, and what NVIDIA's container runtime costs the same call.
+"""What the shim costs a call that it only passes on, beside what NVIDIA's container runtime costs it; and what it costs
+a container between the activation and the command.
 
 The inner runtime is /bin/true, which create kept in the bundle as it does for any container. So what is measured is the
 program's own start, its look at the arguments, the bundle or the configuration, and the second exec. `posix_spawn` by a
@@ -54,6 +55,24 @@ def pass_through() -> Sequence[Row]:
     )
 
 
+def launcher() -> Sequence[Row]:
+    """Milliseconds of a command that the launcher becomes, over those of the command alone."""
+    busybox = shutil.which("busybox")
+    assert busybox is not None, "no busybox: apt-get install busybox-static"
+    with tempfile.TemporaryDirectory(prefix="flox-node-bench-") as scratch:
+        root = Path(scratch)
+        (root / ".flox-node").mkdir()
+        go_build(ROOT / "shim", root / ".flox-node/launch")
+        shutil.copy(busybox, root / "busybox")
+        samples: list[list[float]] = [[], []]
+        for _ in range(ROUNDS):
+            for before, into in zip((["/.flox-node/launch"], []), samples, strict=True):
+                command = ["/usr/sbin/chroot", scratch, *before, "/busybox", "true"]
+                into.append(_milliseconds(command, {"PATH": "/bin"}))
+    own = [with_it - alone for with_it, alone in zip(*samples, strict=True)]
+    return (row("launch.own_ms", own, unit="ms", goal=1.0),)
+
+
 def _milliseconds(command: list[str], environment: dict[str, str]) -> float:
     started = time.perf_counter()
     child = os.posix_spawn(command[0], command, environment)
@@ -65,5 +84,6 @@ def _milliseconds(command: list[str], environment: dict[str, str]) -> float:
 
 
 MEASUREMENTS: dict[Measurement, tuple[str, ...]] = {
-    pass_through: ("shim.own_ms", "shim.nvidia_runtime_own_ms", "shim.own_vs_nvidia_ratio")
+    pass_through: ("shim.own_ms", "shim.nvidia_runtime_own_ms", "shim.own_vs_nvidia_ratio"),
+    launcher: ("launch.own_ms",),
 }

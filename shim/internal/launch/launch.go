@@ -38,29 +38,36 @@ func Main(argv []string) int {
 func say(text string) { _, _ = os.Stderr.WriteString("flox: " + text + "\n") }
 
 // keep writes the variables to a file in a folder that every user of the container can write to. The old name is
-// replaced and never opened.
+// replaced and never opened. As in node.Read, *os.File would cost more than the file does.
 func keep(folder string, env []string) error {
 	path := filepath.Join(folder, activation.KeptEnvironment)
 	temporary := path + ".new"
-	_ = os.Remove(temporary)
-	file, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, 0o600)
+	_ = syscall.Unlink(temporary)
+	const flags = syscall.O_WRONLY | syscall.O_CREAT | syscall.O_EXCL | syscall.O_NOFOLLOW | syscall.O_CLOEXEC
+	fd, err := syscall.Open(temporary, flags, 0o600)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: temporary, Err: err}
 	}
-	_, err = file.WriteString(strings.Join(env, "\x00"))
+	for data := []byte(strings.Join(env, "\x00")); err == nil && len(data) > 0; {
+		var n int
+		if n, err = syscall.Write(fd, data); err == nil {
+			data = data[n:]
+		}
+	}
 	if err == nil {
-		err = file.Chmod(0o600) // whatever the umask is
+		err = syscall.Fchmod(fd, 0o600) // whatever the umask is
 	}
-	if closed := file.Close(); err == nil {
+	if closed := syscall.Close(fd); err == nil {
 		err = closed
 	}
 	if err == nil {
-		err = os.Rename(temporary, path)
+		err = syscall.Rename(temporary, path)
 	}
 	if err != nil {
-		_ = os.Remove(temporary)
+		_ = syscall.Unlink(temporary)
+		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
-	return err
+	return nil
 }
 
 // become replaces this process with the command, which is searched as execvp(3) does. It returns when it failed.
