@@ -58,19 +58,22 @@ def tip(
         NetworkError: no answer, or one that is not a hub's.
     """
     hub = _Hub(git_url, token, deadline, ca_file, network)
-    with hub.ask(reference, "GET", "info/refs?service=git-upload-pack", _ADVERTISEMENT) as stream:
-        try:
-            return _find(_after_service(stream), reference, longest=_LONG_ANSWER)
-        except _LongListError:
-            pass
-        # Not with all of the time: who does not know version 2 may not even answer.
-        short = _Hub(git_url, token, Deadline.after(deadline.left() / 10), ca_file, network)
-        with (
-            contextlib.suppress(NetworkError, DeadlineError),
-            short.ask(reference, "POST", "git-upload-pack", _RESULT, _ls_refs(reference)) as answer,
-        ):
-            return _find(_packets(answer), reference)
-        return _find(_packets(stream), reference)  # a hub that does not know version 2
+    try:
+        with hub.ask(reference, "GET", "info/refs?service=git-upload-pack", _ADVERTISEMENT) as stream:
+            try:
+                return _find(_after_service(stream), reference, longest=_LONG_ANSWER)
+            except _LongListError:
+                pass
+            # Not with all of the time: who does not know version 2 may not even answer.
+            short = _Hub(git_url, token, Deadline.after(deadline.left() / 10), ca_file, network)
+            with (
+                contextlib.suppress(NetworkError, DeadlineError),
+                short.ask(reference, "POST", "git-upload-pack", _RESULT, _ls_refs(reference)) as answer,
+            ):
+                return _find(_packets(answer), reference)
+            return _find(_packets(stream), reference)  # a hub that does not know version 2
+    except DeadlineError as error:
+        raise NetworkError(f"FloxHub ({urlsplit(git_url).netloc}) did not answer in time.") from error
 
 
 class _LongListError(Exception):

@@ -526,6 +526,10 @@ def test_while_the_hub_is_away_a_token_keeps_what_it_was_granted_for_the_policys
     assert (notice.kind, notice.pod) == (notices.HUB_UNREACHABLE, "pod")
     assert "503" in notice.message
     assert "granted" in notice.message
+    data.break_with("hang")
+    node.policy(hub.git_url, realise={"wait_s": 13})
+    assert resolution(node.realise("demo/hello")) == made
+    data.break_with("status", status=503)
     with_token(node, "flox_other")
     failure(node.realise("demo/hello"), "network")
     with_token(node, "flox_right")
@@ -573,6 +577,24 @@ def test_a_hub_that_redirects_or_ends_in_the_middle_is_told_as_the_network(
 ) -> None:
     data.break_with(**fault)
     failure(node.realise("demo/hello"), "network")
+
+
+def test_a_lock_as_flox_1_14_writes_it_is_realised_for_this_system_alone(node: StoreNode, data: HubData) -> None:
+    """No `version`, empty options, an included environment; locked for four systems, with outputs nobody installs."""
+    hello = catalog_package("hello", {"out": node.hello, "doc": node.activations})
+    elsewhere = f"/nix/store/{'0' * 32}-hello"
+    others = [
+        {**hello, "system": system, "outputs": {"out": elsewhere, "doc": elsewhere}}
+        for system in ("aarch64-darwin", "aarch64-linux", "x86_64-darwin")
+    ]
+    lock = lockfile([{**hello, "outputs_to_install": ["out"]}, *others])
+    manifest = {**lock["manifest"], "schema-version": "1.14.0", "options": {}}
+    del manifest["version"]
+    lock = {**lock, "manifest": manifest, "compose": {"composer": manifest, "include": [{"name": "base"}]}}
+    data.publish("demo", "real", lock)
+    made = resolution(node.realise("demo/real"))
+    assert node.hello in closure(node, made["store_path"])
+    assert node.activations in closure(node, made["store_path"]), "flox-activations is of every environment"
 
 
 def test_an_environment_of_a_newer_flox_or_a_circle_of_variables_is_not_supported(

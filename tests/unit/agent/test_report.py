@@ -11,6 +11,7 @@ import pytest
 from flox_node.agent import exchange, report
 from flox_node.agent.exchange import Event, Granted, NodeState, PodNews, Reported
 from flox_node.agent.report import Reporter
+from flox_node.environments import notices
 from flox_node.environments.notices import Notice
 from flox_node.errors import OutsideError
 from flox_node.kube import slots
@@ -281,6 +282,15 @@ def test_a_pod_is_told_once_what_the_node_has_to_say_to_it(node: Node) -> None:
     exchange.write(node.other, "pods.json", PodNews((NOTICE, dataclasses.replace(NOTICE, at_ms=0x2F))))
     node.reporter.run()
     assert [body["metadata"]["name"] for body in told(node)] == ["runner-1.flox-node.1f", "runner-1.flox-node.2f"]
+
+
+def test_a_pod_is_told_that_its_hub_is_away(node: Node) -> None:
+    node.say(LIVE)
+    exchange.write(node.other, "pods.json", PodNews((dataclasses.replace(NOTICE, kind=notices.HUB_UNREACHABLE),)))
+    node.reporter.run()
+    (body,) = told(node)
+    assert (body["reason"], body["type"]) == ("FloxHubUnreachable", "Warning")
+    assert body["message"] == NOTICE.message
 
 
 def test_a_pod_is_told_while_the_node_waits_for_a_slot(node: Node) -> None:

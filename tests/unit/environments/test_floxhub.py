@@ -12,9 +12,8 @@ import pytest
 
 from flox_node.environments import floxhub
 from flox_node.environments.deadline import Deadline
-from flox_node.environments.errors import AccessDeniedError, DeadlineError, EnvironmentNotFoundError, NetworkError
+from flox_node.environments.errors import AccessDeniedError, EnvironmentNotFoundError, NetworkError
 from flox_node.environments.reference import Reference
-from flox_node.errors import FloxNodeError
 from flox_node.state.policy import Network
 from tests.doubles.hub import Hub, HubData, lockfile
 
@@ -71,7 +70,7 @@ def test_a_hub_in_trouble_is_the_networks_fault(hub: Hub, data: HubData, status:
 
 def test_a_hub_that_hangs_costs_no_more_than_the_deadline(hub: Hub, data: HubData) -> None:
     data.break_with("hang")
-    with pytest.raises((NetworkError, DeadlineError)):  # the hub itself never ends the connection
+    with pytest.raises(NetworkError, match="in time"):  # the hub itself never ends the connection
         tip(hub.git_url, seconds=0.5)
 
 
@@ -145,7 +144,7 @@ def test_an_endless_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_byte_at_a_time_does_not_outlast_the_deadline() -> None:
     branch = b"003e" + b"a" * 40 + b" refs/heads/other\n"
     endless = (bytes([byte]) for byte in itertools.chain(_HEAD, b"\r\n", _SERVICE, itertools.cycle(branch)))
-    with raw(endless, pause=0.05) as url, pytest.raises(FloxNodeError):
+    with raw(endless, pause=0.05) as url, pytest.raises(NetworkError):
         tip(url, seconds=0.4)
 
 
