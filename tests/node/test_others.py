@@ -65,7 +65,7 @@ def _toggle_cgroups(box: NodeBox) -> None:
 
 NODES = {
     "2.1 with a folder of drop-ins": ("2.1", IMPORTS + node_config()),
-    **({"1.7": ("1.7", node_config()), "2.1": ("2.1", node_config())} if FULL else {}),
+    **({release: (release, node_config()) for release in ("1.7", "2.1", "2.4")} if FULL else {}),
 }
 
 
@@ -105,7 +105,7 @@ def test_a_life_among_others_ends_with_the_node_as_it_would_be_without_us(box: N
     assert "flox" not in box.cri.handlers()
 
 
-@pytest.mark.parametrize("release", ("1.7", "2.1") if FULL else ("2.1",))
+@pytest.mark.parametrize("release", ("1.7", "2.1", "2.4") if FULL else ("2.1",))
 def test_a_node_that_a_restart_would_kill_is_not_restarted(release: str) -> None:
     with NodeBox(release) as box:
         armed = _text(box) + MIRRORS
@@ -131,6 +131,24 @@ def test_a_template_that_would_not_render_is_not_made_live(platform: str) -> Non
         for words in (("plan", *flox.installation()[1:3]), flox.installation()):
             _refused(flox.flox_node(box, *words, check=False), "config-v3.toml.tmpl")
         assert box.cri.version()
+
+
+def test_a_snippet_that_k0s_would_not_start_with_is_not_made_live() -> None:
+    """https://github.com/k0sproject/k0s/issues/7689"""
+    snippet = "etc/k0s/containerd.d/nvidia.toml"
+    with PlatformBox("k0s", "2.1") as box:
+        box.write(snippet, f"version = 2\n{KATA}")
+        for words in (("plan", *flox.installation()[1:3]), flox.installation()):
+            _refused(flox.flox_node(box, *words, check=False), f"/{snippet}", "refuse to start")
+        assert box.cri.version()
+        (box.root / snippet).unlink()
+        flox.install(box)
+        box.write(snippet, f"version = 2\n{KATA}")
+        _refused(flox.flox_node(box, "uninstall", check=False), f"/{snippet}")
+        assert "flox" in box.cri.handlers()
+        (box.root / snippet).unlink()
+        flox.flox_node(box, "uninstall", "--purge")
+        assert "flox" not in box.cri.handlers()
 
 
 @pytest.mark.parametrize("cure", ("boot", "install", "uninstall") if FULL else ("boot",))

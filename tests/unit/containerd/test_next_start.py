@@ -153,7 +153,9 @@ def test_a_new_file_that_k0s_merges_itself_cannot_be_told(tmp_path: Path) -> Non
     assert found(tmp_path, registration, files, (), "1.7.24") == ""
 
 
-@pytest.mark.parametrize(("schema", "changed", "refused"), [(2, True, True), (2, False, False), (3, True, False)])
+@pytest.mark.parametrize(
+    ("schema", "changed", "refused"), [(2, True, True), (0, True, True), (2, False, False), (3, True, False)]
+)
 def test_a_new_file_of_another_schema_beside_k0s_own_is_told(
     tmp_path: Path, schema: int, changed: bool, refused: bool
 ) -> None:
@@ -162,10 +164,10 @@ def test_a_new_file_of_another_schema_beside_k0s_own_is_told(
     imports = f'imports = ["{folder}/*.toml"]\n'
     files = {
         config: imports + rendered(V3),
-        snippet: f"version = {schema}\n" + (table(V2, "nvidia") if schema == 2 else ""),
+        snippet: (f"version = {schema}\n" if schema else "") + (table(V2, "nvidia") if schema < 3 else ""),
     }
     told = found(tmp_path, K0s(config, folder), files, (snippet,) if changed else ())
-    assert (f"{snippet}: it was changed since containerd was started, and its `version`" in told) is refused
+    assert (f"{snippet}: it was changed since containerd was started, and its schema" in told) is refused
 
 
 def test_a_refusal_says_what_to_do() -> None:

@@ -392,3 +392,38 @@ def test_a_fragment_of_our_name_that_is_not_ours_is_refused_and_left() -> None:
     with pytest.raises(RefusedError, match="somebody else's file"):
         register(NodeConfig(LIVE), files, "2.1.9")
     assert withdraw(NodeConfig(LIVE), files, "2.1.9") == files
+
+
+def test_on_k0s_ours_is_a_file_of_its_own_beside_the_toolkits_whole_cri() -> None:
+    """https://github.com/k0sproject/k0s/issues/6547"""
+    whole = f"""version = 2
+[plugins."{V2}"]
+  sandbox_image = "registry.k8s.io/pause:3.8"
+[plugins."{V2}".containerd]
+  default_runtime_name = "nvidia"
+[plugins."{V2}".containerd.runtimes.nvidia]
+  base_runtime_spec = ""
+  pod_annotations = []
+  runtime_type = "io.containerd.runc.v2"
+[plugins."{V2}".containerd.runtimes.nvidia.options]
+  BinaryName = "/usr/local/nvidia/toolkit/nvidia-container-runtime"
+  SystemdCgroup = true
+""".encode()
+    toolkits = "/etc/k0s/containerd.d/nvidia.toml"
+    files = {**K0S_NODES["1.7.24"], "/run/k0s/containerd-cri.toml": whole, toolkits: whole}
+    (edit,) = register(K0S, files, "1.7.24")
+    assert edit.path == K0S_OWN
+    assert set(runtimes(edit.after or b"", V2)) == {"flox"}
+    assert runtimes(edit.after or b"", V2)["flox"]["options"] == {
+        "BinaryName": FLOX.binary_name,
+        "SystemdCgroup": True,
+    }
+    assert withdraw(K0S, applied(files, (edit,)), "1.7.24") == files
+
+
+@pytest.mark.parametrize("containerd", ["2.1.9", "2.3.4"])
+def test_ours_on_k0s_has_its_own_schema_whatever_others_write_there(containerd: str) -> None:
+    """k0s does not start beside a table of schema 2."""
+    theirs = b"version = 2\n" + f'[plugins."{V2}".containerd.runtimes.x]\nruntime_type = "x"\n'.encode()
+    (edit,) = register(K0S, {**K0S_NODES["2.1.9"], "/etc/k0s/containerd.d/90-x.toml": theirs}, containerd)
+    assert set(tomllib.loads((edit.after or b"").decode())["plugins"]) == {V3}

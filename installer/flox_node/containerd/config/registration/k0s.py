@@ -77,16 +77,22 @@ class K0s:
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
         """See Registration. On 2.x the root imports the folder: the files themselves are what counts.
 
-        But k0s 1.36 and newer do not start containerd beside a file of another schema than their own
-        (https://github.com/k0sproject/k0s/issues/7689).
+        But k0s 1.36 and newer do not start containerd beside a file of another schema than their own, nor beside a
+        table of schema 2 (https://github.com/k0sproject/k0s/issues/7689).
         """
         if version.merges_deeply:
             root = self._schema(reader, self.config, version)
-            odd = tuple(path for path in self._others(reader) if self._schema(reader, path, version) not in (0, root))
-            why = "its `version` is not the one of k0s' own file, which newer releases of k0s refuse to start with"
+            odd = tuple(path for path in self._others(reader) if self._is_refused(reader, path, version, root))
+            why = "its schema is not the one of k0s' own file, which newer releases of k0s refuse to start with"
             return NextStart(odd, untold=dict.fromkeys(odd, why))
         others = tuple(self._others(reader))
         return NextStart(others, untold=dict.fromkeys(others, "k0s merges it into containerd's at its next start"))
+
+    def _is_refused(self, reader: Reader, path: str, version: ContainerdVersion, root: int) -> bool:
+        if self._schema(reader, path, version) not in (0, root):
+            return True
+        data = parse(reader.read_optional(path) or b"", version).data
+        return root >= 3 and schema.CRI_GRPC in schema.table(data, "plugins")
 
     def _schema(self, reader: Reader, path: str, version: ContainerdVersion) -> int:
         try:
