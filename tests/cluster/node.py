@@ -85,6 +85,7 @@ class Node(NodeBox):
             },
             "authorization": {"mode": "Webhook"},
             "cgroupDriver": "systemd",
+            "failCgroupV1": False,  # from 1.35 on a kubelet refuses the cgroups of this machine unless it is told
             "clusterDomain": "cluster.local",
             "clusterDNS": [network.DNS_SERVICE],
             # The disk is the whole machine's, and nothing can be pulled again.
