@@ -29,7 +29,7 @@ from flox_node.kind.makers import Maker, names
 from flox_node.names import ENABLED
 
 DEMO = Path(__file__).with_name("demo.yaml")  # a link to docs/examples in the source tree, a file in the wheel
-_LOADED = "/kind/flox-node.image"  # on a node: which image was imported last
+_LOADED = "/var/lib/flox-node.image"  # on a node, of kind or minikube: which image was imported last
 _SELF = (sys.executable, "-m", "flox_node")
 _ADVICE = {
     "kind": "Install kind 0.27 or newer: https://kind.sigs.k8s.io/docs/user/quick-start/#installation",

@@ -112,6 +112,8 @@ class FakeTerminal:
             case ["kind", "delete", "cluster", name]:
                 del self.clusters[name.removeprefix("--name=")]
             case [_, "exec", node, "sh", "-c", script]:
+                # A folder that the nodes of kind and of minikube have.
+                assert script.endswith(" >/var/lib/flox-node.image")
                 self.loaded[node] = script.split()[1]
             case [_, "start", node]:
                 self.stopped.discard(node)

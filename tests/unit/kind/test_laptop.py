@@ -37,7 +37,7 @@ DOCKER = [
         "docker exec -i flox-control-plane ctr --namespace=k8s.io images import --digests --platform=linux/amd64 "
         "--snapshotter=native - <FILE"
     ),
-    "docker exec flox-control-plane sh -c 'echo sha256:1111 >/kind/flox-node.image'",
+    "docker exec flox-control-plane sh -c 'echo sha256:1111 >/var/lib/flox-node.image'",
     "flox-node cluster install --context=kind-flox --image=flox-node:1.0.0 --image-pull-policy=Never",
     "kubectl --context=kind-flox apply --filename=demo.yaml",
     "kubectl --context=kind-flox wait --for=condition=Available --timeout=10m deployment --selector=flox.dev/demo=web",
