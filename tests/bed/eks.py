@@ -73,12 +73,13 @@ Before=containerd.service kubelet.service nodeadm-run.service
 
 [Service]
 Type=oneshot
-Environment=FLOX_NODE_PAYLOAD=file://{payload} FLOX_NODE_SHA256={sha256} FLOX_NODE_PATIENCE_S=5
+Environment=FLOX_NODE_PAYLOAD=file://{payload} FLOX_NODE_SHA256={sha256} FLOX_NODE_PATIENCE_S=60
 ExecStart=/bin/sh /usr/local/bin/bootstrap.sh
 """
-# Of curl only what a file:// needs.
+# Of curl only what a file:// needs; what is not there is refused, as by a web server.
 _CURL_OF_FILES = f"""\
 #!/bin/sh
+[ -e {_SERVED} ] || {{ echo "curl: (22) The requested URL returned error: 404" >&2; exit 22; }}
 for word; do [ ! "$next" ] || out=$word; next=; [ $word != --output ] || next=1; done
 exec cp {_SERVED} $out
 """
@@ -99,5 +100,5 @@ def put_user_data(box: NodeBox, sha256: str) -> None:
 
 
 def serve_payload(box: NodeBox) -> None:
-    """Let the node's user data find the payload from its next boot on; until then the server is gone."""
+    """Let the node's user data find the payload from its next boot on; until then the server has none."""
     shutil.copy(archive(), box.folder / "disk" / _SERVED.lstrip("/"))
