@@ -175,7 +175,9 @@ def _exec(words: list[str]) -> str:
             if f"docker.io/library/{image}\n" not in _inside(name, ["ctr", "--namespace=k8s.io", "images", "ls", "-q"]):
                 raise RefusedError(f'level=fatal msg="no such image \\"{image}\\" present"\n')
             return ""
-        case ["containerd" | "ctr", *_] | ["cat", "/var/lib/flox-node.image"] | ["sh", "-c", _] if name in _read("nodes"):
+        case ["containerd" | "ctr", *_] | ["cat", "/var/lib/flox-node.image"] | ["sh", "-c", _] if name in _read(
+            "nodes"
+        ):
             return _inside(name, command)
         case ["mkdir", "-p", path] | ["cp", "/dev/stdin", path] if path.startswith("/etc/containerd/certs.d/"):
             return _inside(name, command)
