@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from flox_node.environments import closure, flox_cli, index, lock, locks, roots, substitute, work
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
-from flox_node.environments.errors import BuildFailedError
+from flox_node.environments.errors import BuildFailedError, NotBuiltError, NotTrustedError
 from flox_node.environments.floxmeta import Floxmeta
 from flox_node.environments.index import Question, Resolution
 from flox_node.environments.paths import Paths
@@ -66,10 +66,13 @@ def realise(question: Question, access: Access, deadline: Deadline, telling: Tel
             telling.step("fetch")
             packages = lock.packages(generation.lock, question.system)
             held.enter_context(roots.hold(name, [path for package in packages for path in package.paths], paths))
-            if not policy.nix.builds:
-                tokenless = {key: value for key, value in env.items() if key != "FLOX_FLOXHUB_TOKEN"}
-                nix = substitute.Nix(nix_program(paths), tokenless, deadline)
+            tokenless = {key: value for key, value in env.items() if key != "FLOX_FLOXHUB_TOKEN"}
+            nix = substitute.Nix(nix_program(paths), tokenless, deadline)
+            try:
                 substitute.fetch(packages, nix, policy.realise, paths, telling.bytes)
+            except (NotBuiltError, NotTrustedError):
+                if not policy.nix.builds:
+                    raise  # else Flox builds what is missing
             telling.step("build")
             exact = Reference(reference.owner, reference.name, generation.number)
             built = flox_cli.pull(

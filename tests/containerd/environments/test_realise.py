@@ -192,7 +192,15 @@ def test_packages_of_the_catalog_come_from_the_policys_caches_if_a_trusted_key_s
     assert not node.real(node.hello).exists()
     node.policy(hub.git_url, nix={"substituters": ["http://127.0.0.1:9/cache"]})
     assert "the binary cache 127.0.0.1:9 cannot be used" in failure(node.realise("demo/cached"), "network")
-    assert not node.real("/run/flox-double.built-from-source").exists(), "nothing is ever built on a node"
+    built = node.real("/run/flox-double.built-from-source")
+    assert not built.exists(), "nothing is ever built on a node"
+    node.policy(hub.git_url, nix={"substituters": [], "builds": True})
+    assert "Failed to realise 'hello'" in failure(node.realise("demo/cached"), "build-failed")
+    assert built.read_text() == "hello\n", "but where the policy says so"
+    built.unlink()
+    limited = {"substituters": [hub.cache_url], "trusted_public_keys": [known.public_key], "builds": True}
+    node.policy(hub.git_url, nix=limited, realise={"free_mib": 1 << 30})
+    failure(node.realise("demo/cached"), "disk-full")
     node.policy(hub.git_url, nix={"substituters": [hub.cache_url], "trusted_public_keys": [known.public_key]})
     made = resolution(node.realise("demo/cached"))
     assert node.real(node.hello).is_dir()
