@@ -167,7 +167,8 @@ def fetch() -> Sequence[Row]:
                 node.run(node.nix_store, "--delete", path)
                 data.publish("demo", f"big{number}", lockfile([catalog_package("big", {"out": path})]))
                 copy = [*nix, "copy", "--from", hub.cache_url, path]
-                theirs.append(_ms(lambda copy=copy: node.run(*copy)))  # type: ignore[misc]
+                entering = _ms(lambda: node.run(f"{node.busybox}/bin/busybox", "true"))
+                theirs.append(_ms(lambda copy=copy: node.run(*copy)) - entering)  # type: ignore[misc]
                 node.run(node.nix_store, "--delete", path)
                 _must(node, f"demo/big{number}")
                 log = node.real("/var/log/flox-node/runtime.jsonl").read_text().splitlines()

@@ -48,7 +48,9 @@ def test_a_hub_that_stalls_costs_a_sandbox_no_more_than_the_policys_wait(
     resolution(node.realise("demo/hello"))
 
 
-@pytest.mark.skipif(not FULL, reason="takes the half minute after which a transfer counts as stalled")
+@pytest.mark.skipif(
+    not FULL, reason="only in `make test-full`: takes the half minute after which a transfer counts as stalled"
+)
 def test_a_hub_that_stalls_in_the_middle_ends_the_fetch_and_not_only_those_who_wait(
     node: StoreNode, data: HubData
 ) -> None:

@@ -98,7 +98,7 @@ def small(node: StoreNode, tmp_path: Path) -> Iterator[StoreNode]:
         subprocess.run(["umount", "--lazy", str(root)], check=True)
 
 
-@pytest.mark.skipif(not FULL, reason="fills a disk of 2 GiB")
+@pytest.mark.skipif(not FULL, reason="only in `make test-full`: fills a disk of 2 GiB")
 def test_a_full_disk_is_told_and_the_next_collection_helps(small: StoreNode, data: HubData, tmp_path: Path) -> None:
     node, paths = small, Paths(str(small.root))
     node.real("/nix/var/nix/gcroots/hello").symlink_to(node.hello)
