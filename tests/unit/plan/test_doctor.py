@@ -259,6 +259,13 @@ def _pod(node: FakeNode) -> None:
         (_file("etc/group", "root:x:0:\nnixbld:x:30000:\n"), "foreign-nix", "warning", "nixbld"),
         (_file("etc/flox.toml", "floxhub_token = 'flox_x'\n"), "ignored-settings", "warning", "the pod's own secret"),
         (_file("etc/nix/nix.conf", "# a\nnetrc-file = /x\n"), "ignored-settings", "warning", "nix.netrc"),
+        (
+            _file("etc/nix/nix.custom.conf", "extra-substituters = https://x\n"),
+            "ignored-settings",
+            "warning",
+            "nix.extra_",
+        ),
+        (_file("etc/nix/netrc", "machine cache.example.com password x\n"), "ignored-settings", "warning", "nix.netrc"),
         (_file("usr/local/bin/containerd-shim-flox-v2", ""), "foreign-handler", "warning", "containerd-shim-flox-v2"),
         (_file("var/lib/flox-node/receipt.json", "{torn"), "receipt", "problem", "damaged"),
         (_file("opt/flox-node/x", ""), "receipt", "problem", "receipt.json is not"),

@@ -23,16 +23,20 @@ _RUN = "/run/flox-node"  # made by us; the others an administrator may have give
 _OURS = (_RUN, PREFIX, "/etc/flox-node", STATE_DIR)
 _MOUNTED_BY_US = ("/run/flox-node/realise",)
 # Files of the node's own Flox and Nix: their settings that pods could need, and what has them for pods.
+_NIX_SETTINGS = {
+    "substituters": "nix.substituters",
+    "extra-substituters": "nix.extra_substituters",
+    "trusted-public-keys": "nix.trusted_public_keys",
+    "extra-trusted-public-keys": "nix.extra_trusted_public_keys",
+    "netrc-file": "nix.netrc",
+    "ssl-cert-file": "network.ca_file",
+}
 _IGNORED = {
     "/etc/flox.toml": {"floxhub_url": "floxhub.url", "floxhub_token": "the pod's own secret"},
-    "/etc/nix/nix.conf": {
-        "substituters": "nix.substituters",
-        "extra-substituters": "nix.extra_substituters",
-        "trusted-public-keys": "nix.trusted_public_keys",
-        "extra-trusted-public-keys": "nix.extra_trusted_public_keys",
-        "netrc-file": "nix.netrc",
-        "ssl-cert-file": "network.ca_file",
-    },
+    "/etc/nix/nix.conf": _NIX_SETTINGS,
+    "/etc/nix/nix.custom.conf": _NIX_SETTINGS,  # of Determinate's installer; what others include is their own
+    "/root/.config/nix/nix.conf": _NIX_SETTINGS,
+    "/etc/nix/netrc": {"machine": "nix.netrc"},
 }
 _NIX_MARKS = ("/etc/nix/nix.conf", "/nix/var/nix/daemon-socket/socket", "/etc/systemd/system/nix-daemon.service")
 _LABEL_FLAGS = ("--node-label", "--register-with-taints")
@@ -134,7 +138,7 @@ def _ignored(node: Node) -> list[tuple[str, str]]:
     found = []
     for file, keys in _IGNORED.items():
         text = (node.host.files.read_optional(file) or b"").decode("utf-8", "replace")
-        named = re.findall(r"^\s*([a-z_-]+)\s*=\s*\S", text, re.MULTILINE)
+        named = re.findall(r"^\s*([a-z_-]+)(?:\s*=\s*|[ \t]+)\S", text, re.MULTILINE)
         found += [(file, key) for key in dict.fromkeys(named) if key in keys]
     return found
 
