@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 
@@ -103,6 +104,41 @@ def test_a_pod_without_the_nodes_users_runs_in_its_environment(daemon: FloxDaemo
     answer = daemon.cri.exec(container, "sh", "-c", "echo $HOOKED; id -u")
     assert answer.stdout == "yes\n0\n", answer.stderr
     assert "1048576" in daemon.cri.logs(container)
+
+
+SHOWN = """cat /proc/self/mounts; env | sort; tr '\\0' ' ' </proc/1/cmdline; ls -d /.f* /nix
+for fd in /proc/1/fd/*; do echo fd $fd $(readlink $fd); done; id; umask; pwd; cat /proc/1/limits
+grep -E '^(Cap|Sig|NoNew|Seccomp|Groups|Threads)' /proc/1/status; exit 3"""
+
+
+def test_a_skipped_container_is_one_of_the_plain_runtime(daemon: FloxDaemon) -> None:
+    shown = {}
+    for handler in (HANDLERS[inner_of(daemon)], "flox"):
+        skip = {"skip_containers": "m?in"} if handler == "flox" else {}
+        pod = daemon.pod(handler, **skip)
+        container = daemon.cri.run_container(
+            pod, ["/bin/sh", "-c", SHOWN], env={"FLOX_ENV": "mine", "BASH_ENV": "/x"}, user=1000, working_dir="/tmp"
+        )
+        assert daemon.cri.wait_exited(container).exit_code == 3
+        shown[handler] = re.sub(r"/snapshots/\d+|[0-9a-f]{64}|[0-9a-f-]{36}|pipe:.\d+", "*", daemon.cri.logs(container))
+        daemon.cri.stop_sandbox(pod)
+    plain, ours = (sorted(text.splitlines()) for text in shown.values())
+    assert ours == plain
+
+
+def test_a_volume_at_run_is_the_pods_and_one_in_our_place_is_refused(daemon: FloxDaemon) -> None:
+    volume = daemon.root / "opt/volume"
+    volume.mkdir(exist_ok=True)
+    for place in ("/run", "/var/run"):
+        container = daemon.cri.run_container(
+            daemon.pod(), ["sh", "-c", f"touch {place}/mine; exec sleep 600"], mounts={place: "/opt/volume"}
+        )
+        assert daemon.cri.exec(container, "sh", "-c", "echo $HOOKED").stdout == "yes\n"
+        assert [path.name for path in volume.iterdir()] == ["mine"]
+    for place in ("/nix/x", "/.flox-node/x", "/srv/../nix"):
+        container = daemon.cri.create_container(daemon.pod(), ["sleep", "600"], mounts={place: "/opt/volume"})
+        with pytest.raises(CriError, match=r"flox: the pod mounts a volume at .*: mount it elsewhere"):
+            daemon.cri.start(container)
 
 
 def test_devices_by_cdi_reach_the_container_and_dev_mode_finds_their_libraries(daemon: FloxDaemon) -> None:
