@@ -114,8 +114,7 @@ grep -E '^(Cap|Sig|NoNew|Seccomp|Groups|Threads)' /proc/1/status; exit 3"""
 def test_a_skipped_container_is_one_of_the_plain_runtime(daemon: FloxDaemon) -> None:
     shown = {}
     for handler in (HANDLERS[inner_of(daemon)], "flox"):
-        skip = {"skip_containers": "m?in"} if handler == "flox" else {}
-        pod = daemon.pod(handler, **skip)
+        pod = daemon.pod(handler, skip_containers="m?in")
         container = daemon.cri.run_container(
             pod, ["/bin/sh", "-c", SHOWN], env={"FLOX_ENV": "mine", "BASH_ENV": "/x"}, user=1000, working_dir="/tmp"
         )
