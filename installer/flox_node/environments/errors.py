@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from flox_node.errors import FloxNodeError, OutsideError, RefusedError, UsageError
+from flox_node.errors import CorruptError, FloxNodeError, OutsideError, RefusedError, UsageError
 
 
 class BadRequestError(UsageError):
@@ -135,7 +135,7 @@ class DeadlineError(OutsideError):
 KINDS: tuple[type[FloxNodeError], ...] = (
     BadRequestError, NotAllowedError, EnvironmentNotFoundError, AccessDeniedError, TokenExpiredError, UnsupportedError,
     ConflictError, NotTrustedError, NotBuiltError, TooLargeError, DiskFullError, NetworkError, BuildFailedError,
-    FetchingError, DeadlineError,
+    FetchingError, DeadlineError, CorruptError,
 )  # fmt: skip
 CODES = frozenset(kind.code for kind in KINDS)
 

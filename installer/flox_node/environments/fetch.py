@@ -252,7 +252,7 @@ def _outcome(state: State) -> Resolution:
         raise BuildFailedError(
             "its fetch was ended before it was done.", remedy="The kubelet tries again; what was fetched stays."
         )
-    kind = next((kind for kind in KINDS if kind.code == refusal["code"]), FloxNodeError)
+    kind = next((kind for kind in (*KINDS, OutsideError) if kind.code == refusal["code"]), FloxNodeError)
     raise kind(refusal["cause"], remedy=refusal["remedy"])
 
 

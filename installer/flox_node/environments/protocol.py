@@ -7,10 +7,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flox_node.environments.errors import CODES, BadRequestError, is_final, of_the_node
+from flox_node.environments.errors import CODES, BadRequestError, BuildFailedError, is_final, of_the_node
 from flox_node.environments.index import Resolution
 from flox_node.environments.reference import Reference
-from flox_node.errors import FloxNodeError
+from flox_node.errors import FloxNodeError, OutsideError
 
 SCHEMA_VERSION = 1
 REQUEST_VERSION = 2
@@ -75,6 +75,8 @@ def failure(error: Exception, subject: str | None) -> dict[str, Any]:
         error = of_the_node(error)
     if not isinstance(error, FloxNodeError):
         error = FloxNodeError(f"flox-node failed with a {type(error).__name__}.")
+    if type(error) is OutsideError:  # a program of the payload that does not start, say
+        error = BuildFailedError(error.cause, remedy=error.remedy)
     text = _BLANKS.sub(" ", f"{error.cause} {error.remedy}").strip()
     if subject:
         text = f"environment {subject}: {text}"

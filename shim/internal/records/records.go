@@ -115,7 +115,7 @@ func isLine(text string) bool {
 var answerCodes = map[string]bool{
 	"environment-not-found": true, "access-denied": true, "token-expired": true, "not-allowed": true, "unsupported": true,
 	"conflict": true, "not-trusted": true, "not-built": true, "too-large": true, "disk-full": true, "network": true,
-	"build-failed": true, "fetching": true, "timeout": true, "bad-request": true, "bug": true,
+	"build-failed": true, "fetching": true, "timeout": true, "bad-request": true, "corrupt": true, "bug": true,
 }
 
 // Pod is the record of a sandbox: all containers of the pod use what it was resolved to.

@@ -12,10 +12,11 @@ import pytest
 from flox_node.environments import fetch, locks
 from flox_node.environments.access import Access
 from flox_node.environments.deadline import Deadline
-from flox_node.environments.errors import FetchingError
+from flox_node.environments.errors import FetchingError, NotBuiltError
 from flox_node.environments.index import Question
 from flox_node.environments.paths import Paths
 from flox_node.environments.reference import Reference
+from flox_node.errors import CorruptError, FloxNodeError, OutsideError
 from flox_node.state.policy import Policy
 
 
@@ -39,6 +40,15 @@ def test_a_sweep_leaves_the_states_of_today_and_of_what_runs(paths: Paths) -> No
     assert sorted(os.listdir(paths.fetches)) == ["new.json", "runs.json"]
     assert not [name for name in os.listdir(paths.locks) if "old" in name]
     assert len(os.listdir(paths.locks)) == 4
+
+
+@pytest.mark.parametrize("kind", [NotBuiltError, CorruptError, OutsideError, FloxNodeError])
+def test_a_refusal_reaches_who_waits_as_it_was_said(kind: type[FloxNodeError]) -> None:
+    said = {"code": kind.code, "cause": "it is so.", "remedy": "Do that."}
+    with pytest.raises(FloxNodeError, match="it is so") as refused:
+        fetch._outcome(fetch.State("one", refusal=said))
+    assert type(refused.value) is kind
+    assert refused.value.remedy == "Do that."
 
 
 def test_a_damaged_state_is_none(paths: Paths) -> None:
