@@ -8,6 +8,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,8 +52,6 @@ def test_kind_reads_our_cluster_file_and_has_nothing_to_add_to_what_it_says(bed:
 
 @pytest.mark.parametrize("of", kind.RELEASES)
 def test_kind_s_own_code_puts_the_handler_beside_what_its_nodes_have(of: str, bed: object, tmp_path: Path) -> None:
-    import tomllib
-
     config = tmp_path / "config.toml"
     config.write_text(kind.node_config(of))
     # The old form has to be right for the newest code, too: its one patch names no version.
@@ -108,6 +107,7 @@ def test_kind_itself_makes_the_cluster_of_our_file_as_far_as_no_container_is_nee
     engine, kubeconfig = tmp_path / "engine", tmp_path / "kubeconfig"
     engine.mkdir()
     (engine / "admin.conf").write_text(ADMIN)
+    (engine / "config.toml").write_text(kind.node_config(kind.RELEASES[-1]))
     (tmp_path / "docker").symlink_to(ENGINE)
     environment = {
         **os.environ,
@@ -129,8 +129,11 @@ def test_kind_itself_makes_the_cluster_of_our_file_as_far_as_no_container_is_nee
     containers = json.loads((engine / "containers.json").read_text())
     assert sorted(containers) == ["flox-control-plane", "flox-worker"]
     assert "127.0.0.1:9090:30080/TCP" in containers["flox-control-plane"]["ports"]
-    for made_of in containers.values():  # kubeadm's configuration carries our mark to every kubelet
-        assert f"{MARK}={OURS}" in made_of["kubeadm"]
+    for node in containers.values():
+        assert f"{MARK}={OURS}" in node["/kind/kubeadm.conf"], "which carries our mark to every kubelet"
+        config = tomllib.loads(node["/etc/containerd/config.toml"])
+        found = config["plugins"]["io.containerd.grpc.v1.cri"]["registry"]
+        assert found == {"config_path": "/etc/containerd/certs.d"}
     assert set(run("get", "nodes", "--name=flox").stdout.split()) == set(containers)
     run("delete", "cluster", "--name=flox")
     assert run("get", "clusters").stdout == ""

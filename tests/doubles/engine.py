@@ -7,8 +7,9 @@ It knows the commands that kind and flox-node give to docker, and refuses every 
     nodes.json       {container: {"pid", "name"}}  a node that runs, whose programs `exec` uses, and its name in the
                      cluster; kind's own steps are answered, and its node labels given to that node, as a kubelet does
     admin.conf       the kubeconfig that a control plane has
+    config.toml      a node's configuration of containerd, as its image has it
     calls.jsonl      every command line that came, with what it said
-    containers.json  what `run` made: labels, published ports, and kubeadm's configuration that kind wrote
+    containers.json  what `run` made: labels, published ports, and the configurations that kind wrote
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ INFO = {
     "ServerVersion": "29.1.0",
 }
 # What kind has a node do after the engine has made it; a node of the tests is one already.
-_KINDS_OWN = ("kubeadm", "kubectl", "mkdir", "chmod", "rm", "sh", "bash", "sysctl")
+_KINDS_OWN = ("kubeadm", "kubectl", "mkdir")
 
 
 class RefusedError(Exception):
@@ -166,8 +167,12 @@ def _exec(words: list[str]) -> str:
             return (HERE / "admin.conf").read_text()
         case ["cat", path] if path.startswith("/kind/manifests/"):
             return "# none\n"
-        case ["cp", "/dev/stdin", "/kind/kubeadm.conf"]:
-            _write("containers", {**_read("containers"), name: {**made, "kubeadm": sys.stdin.read()}})
+        case ["cat", "/etc/containerd/config.toml"]:
+            return (HERE / "config.toml").read_text()
+        case ["cp", "/dev/stdin", "/kind/kubeadm.conf" | "/etc/containerd/config.toml" as path]:
+            _write("containers", {**_read("containers"), name: {**made, path: sys.stdin.read()}})
+            return ""
+        case ["bash", "-c", "! pgrep --exact containerd || systemctl restart containerd"]:
             return ""
         case ["kubectl", "--kubeconfig=/etc/kubernetes/admin.conf", "get", "nodes", *_]:
             return "'True'"
@@ -175,15 +180,13 @@ def _exec(words: list[str]) -> str:
             if f"docker.io/library/{image}\n" not in _inside(name, ["ctr", "--namespace=k8s.io", "images", "ls", "-q"]):
                 raise RefusedError(f'level=fatal msg="no such image \\"{image}\\" present"\n')
             return ""
-        case ["containerd" | "ctr", *_] | ["cat", "/var/lib/flox-node.image"] | ["sh", "-c", _] if name in _read(
-            "nodes"
-        ):
+        case ["containerd" | "ctr", *_] | ["cat", "/var/lib/flox-node.image"] | ["sh", "-c", _]:
             return _inside(name, command)
         case ["mkdir", "-p", path] | ["cp", "/dev/stdin", path] if path.startswith("/etc/containerd/certs.d/"):
             return _inside(name, command)
         case [program, *_] if program in _KINDS_OWN:
             if program == "kubeadm" and name in _read("nodes"):
-                _label(name, made["kubeadm"])
+                _label(name, made["/kind/kubeadm.conf"])
             return ""
     raise RefusedError(f'OCI runtime exec failed: exec: "{command[0]}": executable file not found in $PATH\n')
 
