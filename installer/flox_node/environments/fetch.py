@@ -252,7 +252,8 @@ def _outcome(state: State) -> Resolution:
         raise BuildFailedError(
             "its fetch was ended before it was done.", remedy="The kubelet tries again; what was fetched stays."
         )
-    kind = next((kind for kind in (*KINDS, OutsideError) if kind.code == refusal["code"]), FloxNodeError)
+    kinds: tuple[type[FloxNodeError], ...] = (*KINDS, OutsideError)
+    kind = next((kind for kind in kinds if kind.code == refusal["code"]), FloxNodeError)
     raise kind(refusal["cause"], remedy=refusal["remedy"])
 
 
