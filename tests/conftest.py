@@ -9,10 +9,15 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.bed import cache, releases
 from tests.bed.machine import Machine
 from tests.bed.prepare import prepare
+
+# What is generated is judged by what it shows, not by how long a busy machine takes for it.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _did_not_run: Counter[str] = Counter()
 

@@ -9,7 +9,7 @@ data=$(mktemp -d)
 trap 'rm -rf "$data"' EXIT
 
 "$bin/coverage" erase
-"$bin/coverage" run -m pytest -q -n auto --dist loadfile tests/unit
+"$bin/coverage" run -m pytest -q -n auto --dist loadfile --no-loadscope-reorder tests/unit
 "$bin/coverage" combine --quiet 2>/dev/null
 "$bin/coverage" report --skip-covered --sort=cover 2>/dev/null | tail -n 25
 

@@ -49,7 +49,7 @@ def nix(tmp_path: Path) -> Any:
         )
         program.chmod(0o755)
         told: list[tuple[int, int]] = []
-        called = substitute.Nix(str(program), {"PATH": "/usr/bin:/bin"}, Deadline.after(60))
+        called = substitute.Nix(str(program), {"PATH": "/usr/bin:/bin"}, Deadline.after(3600))
         substitute.fetch(
             [Package("hello", (HELLO,))], called, limits, Paths(str(tmp_path)), lambda *bytes: told.append(bytes)
         )

@@ -19,15 +19,14 @@ _IMAGE_DEFAULTS = {"snapshotter": "overlayfs", "disable_snapshot_annotations": T
 class CriSettings:
     """The CRI of one configuration.
 
-    `plugin` is the id whose table counts, `defined` the handlers that the files name, `runtimes` all that are in force
-    with their tables (built-in `runc` included). `state` says whether kubelet would get an answer, `reason` why not.
+    `plugin` is the id whose table counts, `runtimes` all handlers that are in force with their tables (built-in `runc`
+    included). `state` says whether kubelet would get an answer, `reason` why not.
     """
 
     state: Literal["ok", "disabled", "dead"]
     reason: str
     plugin: str
     default_runtime: str
-    defined: frozenset[str]
     runtimes: dict[str, dict[str, Any]]
     images: dict[str, Any]
     """The image side where it differs from the built-in defaults, because adding a runtime can switch settings on."""
@@ -73,7 +72,7 @@ def interpret(merged: dict[str, Any], containerd: ContainerdVersion) -> CriSetti
     }
 
     def result(state: Literal["ok", "disabled", "dead"], reason: str = "") -> CriSettings:
-        return CriSettings(state, reason, plugin, str(default), frozenset(files), runtimes, images)
+        return CriSettings(state, reason, plugin, str(default), runtimes, images)
 
     if disabled := _disabled_by(merged, plugin, containerd):
         return result("disabled", f'disabled_plugins names "{disabled}".')
