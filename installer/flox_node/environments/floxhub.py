@@ -142,7 +142,7 @@ def _check_status(
         if answered != kind:
             raise NetworkError(f"{host} answered, but not as a git server does ({ascii(answered)[:60]}): a proxy?")
         return
-    if response.status == 401 and not has_token:
+    if response.status in (401, 403) and not has_token:
         raise AccessDeniedError(f"FloxHub shows {reference.environment} only with a token, and the pod has none.")
     if response.status in (401, 403):
         raise AccessDeniedError(

@@ -61,6 +61,15 @@ def test_a_private_environment_needs_its_own_token(hub: Hub, data: HubData) -> N
         tip(hub.git_url, token="flox_wrong")
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_pod_without_a_token_is_not_told_that_its_token_is_refused(hub: Hub, data: HubData, status: int) -> None:
+    data.break_with("status", status=status)
+    with pytest.raises(AccessDeniedError, match="has none"):
+        tip(hub.git_url)
+    with pytest.raises(AccessDeniedError, match=f"refuses the pod's token .*{status}"):
+        tip(hub.git_url, token="flox_x")
+
+
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 301, 302, 418])
 def test_a_hub_in_trouble_is_the_networks_fault(hub: Hub, data: HubData, status: int) -> None:
     data.break_with("status", status=status)
