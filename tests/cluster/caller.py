@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.bed.processes import PATIENCE_S
 from tests.cluster.cluster import Cluster
 from tests.cluster.network import API_SERVER
 
@@ -123,7 +124,7 @@ def caller(cluster: Cluster, token: str, folder: Path) -> Generator[Caller]:
     )
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as proxy:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE_S
             while not path.exists():
                 assert proxy.poll() is None, "kubectl proxy ended"
                 assert time.monotonic() < deadline, "kubectl proxy does not listen"
@@ -136,7 +137,7 @@ def caller(cluster: Cluster, token: str, folder: Path) -> Generator[Caller]:
 
 class _OverSocket(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
+        super().__init__("localhost", timeout=PATIENCE_S)
         self._path = path
 
     def connect(self) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.bed import releases
+from tests.bed.processes import PATIENCE_S
 from tests.cluster import binaries, network
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node import Node
@@ -80,7 +81,7 @@ class Cluster:
         """The node of this name ("worker-1")."""
         return next(node for node in self.nodes if node.name == name)
 
-    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = 60) -> str:
+    def kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = PATIENCE_S) -> str:
         """Run an administrator's kubectl; what it printed. A failure raises with its errors."""
         done = self._kubectl(arguments, input, timeout)
         if done.returncode:
@@ -88,7 +89,7 @@ class Cluster:
             raise RuntimeError(f"kubectl {words} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def try_kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = 60) -> str | None:
+    def try_kubectl(self, *arguments: str | Path, input: str | None = None, timeout: float = PATIENCE_S) -> str | None:
         """As `kubectl`, but None if it failed."""
         done = self._kubectl(arguments, input, timeout)
         return None if done.returncode else done.stdout
@@ -104,7 +105,7 @@ class Cluster:
         namespace = self.control_plane.scope.network_namespace if of is None else of.network_namespace
         return ["nsenter", f"--net={namespace}", *argv]
 
-    def run(self, *argv: str | Path, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+    def run(self, *argv: str | Path, timeout: float = PATIENCE_S) -> "subprocess.CompletedProcess[str]":
         """Run a program of this machine in the control plane's network, where nodes and pods can be reached."""
         return subprocess.run(self.command(*argv), capture_output=True, text=True, timeout=timeout, check=False)
 
@@ -122,7 +123,7 @@ class Cluster:
             "delete", "--filename=-", "--ignore-not-found", "--now", "--cascade=foreground", input=_list(objects)
         )
 
-    def rollout(self, name: str, *arguments: str, timeout: float = 60) -> None:
+    def rollout(self, name: str, *arguments: str, timeout: float = PATIENCE_S) -> None:
         """Wait until a Deployment or DaemonSet ("deployment/web") is rolled out."""
         self.kubectl("rollout", "status", name, f"--timeout={timeout:.0f}s", *arguments, timeout=timeout + 10)
 
@@ -131,7 +132,7 @@ class Cluster:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda node: node.load(*archives), self.nodes))
 
-    def wait_ready(self, node: Node, timeout: float = 60) -> None:
+    def wait_ready(self, node: Node, timeout: float = PATIENCE_S) -> None:
         """Wait until the kubelet of the node's present boot says that it is Ready."""
         boot = node.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout.strip()
 
@@ -145,7 +146,9 @@ class Cluster:
 
         self.wait_until(ready, timeout, f"{node.name} is Ready")
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float = 60, what: str = "the condition holds") -> None:
+    def wait_until(
+        self, condition: Callable[[], bool], timeout: float = PATIENCE_S, what: str = "the condition holds"
+    ) -> None:
         """Poll `condition`; RuntimeError with the cluster's logs when it does not hold after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bed.processes import PATIENCE_S
 from tests.bed.scope import Scope
 from tests.cluster import binaries, network
 
@@ -74,7 +75,7 @@ class ControlPlane:
         process.kill()
         process.wait()
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = PATIENCE_S) -> None:
         """Wait until the API server is ready."""
         deadline = time.monotonic() + timeout
         while True:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.bed import flox, image
+from tests.bed.processes import PATIENCE_S
 from tests.cluster.cluster import Cluster
 from tests.cluster.node import Node
 from tests.cluster.objects import Object
@@ -185,8 +186,8 @@ class FloxCluster:
 
     def remove(self) -> None:
         """Delete what the manifest made; on the nodes nothing happens."""
-        self.cluster.kubectl("delete", "--filename", MANIFEST, "--ignore-not-found", "--wait", timeout=120)
-        self.cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=120)
+        self.cluster.kubectl("delete", "--filename", MANIFEST, "--ignore-not-found", "--wait", timeout=PATIENCE_S)
+        self.cluster.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", timeout=PATIENCE_S)
 
 
 def flox_pod(name: str, environment: str | None, *command: str, node: str | None = None, **spec: object) -> Object:

@@ -130,7 +130,7 @@ def test_jenkins(cluster: Cluster, applied: Callable[..., None]) -> None:
     agent = {"name": "jnlp", "image": BUSYBOX, "command": ["sh", "-c", "echo ${FLOX_ENV-image}; sleep 1000"]}
     build = {"name": "build", "image": EMPTY, "command": ["sleep"], "args": ["9999999"]}
     applied(ci_pod("jenkins", agent, build, only="build", volumes=("home.jenkins.agent",)))
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/jenkins", "--timeout=60s", timeout=70)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/jenkins", "--timeout=180s", timeout=190)
     folder = "/home/jenkins/agent/durable-1"
     durable = (
         f"mkdir -p {folder}; cd {folder}; cat > script.sh <<'E'\nset -e\nhello\nE\n"
@@ -148,7 +148,7 @@ def test_github_s_container_hooks(cluster: Cluster, applied: Callable[..., None]
     """The job container follows /dev/null; `run` steps are files in the work volume that come by exec."""
     job = {"name": "job", "image": EMPTY, "command": ["tail"], "args": ["-f", "/dev/null"], "workingDir": "/__w"}
     applied(ci_pod("arc", job, only="job", volumes=("__w",)))
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/arc", "--timeout=60s", timeout=70)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/arc", "--timeout=180s", timeout=190)
 
     def run(*command: str, text: str | None = None) -> str:
         words = ("-i",) if text else ()
@@ -169,7 +169,7 @@ def test_gitlab_s_concrete_mode(cluster: Cluster, applied: Callable[..., None]) 
     inits = [copied("init-steps-bootstrap", "/steps")]
     outside = {"flox.dev/skip-containers-exec": "build"}
     applied(ci_pod("concrete", build, inits=inits, only="build", volumes=("steps",), **outside))
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/concrete", "--timeout=60s", timeout=70)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/concrete", "--timeout=180s", timeout=190)
 
     def proxy(script: str) -> str:
         return cluster.kubectl("exec", "concrete", "--", "/steps/busybox", "sh", "-c", script)

@@ -148,7 +148,7 @@ def test_logs_exec_attach_and_port_forward_reach_a_flox_pod(
     )
     talker["spec"]["containers"][0]["volumeMounts"] = [WWW]
     applied(talker)
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/talker", "--timeout=60s", timeout=70)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/talker", "--timeout=180s", timeout=190)
 
     assert cluster.kubectl("logs", "talker") == "Hello, world!\n"
     assert cluster.kubectl("exec", "talker", "--", "hello", "--greeting=hi") == "hi\n"
@@ -254,7 +254,9 @@ def test_an_upgrade_and_a_downgrade_leave_containerd_and_flox_pods_alone(
         ]
         applied(*old)
         for pod_ in old:
-            cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pod_['metadata']['name']}", "--timeout=60s")
+            cluster.kubectl(
+                "wait", "--for=condition=Ready", f"pod/{pod_['metadata']['name']}", "--timeout=180s", timeout=190
+            )
         images = [f"{name}={reference}" for name in ("node", "reporter")]
         cluster.kubectl("set", "image", "daemonset/flox-node", "--namespace", NAMESPACE, *images)
         cluster.rollout("daemonset/flox-node", "--namespace", NAMESPACE, timeout=180)

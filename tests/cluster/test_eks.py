@@ -90,7 +90,7 @@ def why_it_waits(cluster: Cluster) -> str:
 
 
 def assert_runs_on(cluster: Cluster, node: Node) -> None:
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/waiting", "--timeout=90s", timeout=100)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/waiting", "--timeout=180s", timeout=190)
     assert waiting(cluster)["spec"]["nodeName"] == node.name
     assert cluster.kubectl("exec", "waiting", "--", "hello") == "Hello, world!\n"
 

@@ -164,7 +164,7 @@ def test_what_is_not_flox_in_a_pod_is_as_under_runc(cluster: Cluster, applied: C
         applied(pod_of(Job(name, "", pod={"runtimeClassName": handler, **here})))
 
     def seen(name: str) -> dict[str, list[str]]:
-        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s", timeout=70)
+        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=180s", timeout=190)
         files = ("environ", "cmdline", "mountinfo", "limits", "status", "oom_score_adj", "attr/current", "cgroup")
         script = "; ".join(f"echo @{file}; cat /proc/1/{file} 2>&1" for file in files)
         text = cluster.kubectl("exec", name, "--container=helper", "--", "sh", "-c", f"{script}; echo @umask; umask")
@@ -268,7 +268,7 @@ def test_a_job_that_is_ended_by_force_or_by_its_time_leaves_nothing(executor: Ex
     late = pod_of(Job("late", "", pod={"activeDeadlineSeconds": 5}))
     cluster.apply(late)
     failed = "--for=jsonpath={.status.phase}=Failed"
-    cluster.kubectl("wait", failed, "pod/late", "--timeout=60s", timeout=70)
+    cluster.kubectl("wait", failed, "pod/late", "--timeout=180s", timeout=190)
     assert cluster.get("pod", "late")["status"]["reason"] == "DeadlineExceeded"
     cluster.delete(late)
     assert {node.name: left_on(node) for node in cluster.nodes} == {node.name: [] for node in cluster.nodes}
@@ -296,7 +296,7 @@ def test_a_container_for_debugging(
     assert installed
     job = pod_of(Job("debugged", "", annotations=annotations))
     applied(job)
-    cluster.kubectl("wait", "--for=condition=Ready", "pod/debugged", "--timeout=60s", timeout=70)
+    cluster.kubectl("wait", "--for=condition=Ready", "pod/debugged", "--timeout=180s", timeout=190)
     command = ("sh", "-c", "echo ${FLOX_ENV-image}")
     cluster.kubectl("debug", "debugged", f"--image={BUSYBOX}", "--container=look", "--", *command)
     cluster.wait_until(
