@@ -15,14 +15,10 @@ import (
 	"flox.dev/flox-node/shim/internal/view"
 )
 
-// The launcher becomes the command from the process' first thread: from any other one, there is a moment in which the
-// process looks as if it had ended, and who enters the container just then fails. The runtime is entered by nobody, and
-// does without: it would take a thread more.
-func init() {
-	if launch.Called(os.Args) {
-		goruntime.LockOSThread()
-	}
-}
+// What becomes another program does so from the process' first thread. From any other one there is a moment in which the
+// process looks as if it had ended, and who enters the container just then fails; and the death signal that containerd
+// set for its runtime would be lost, for it is a thread's.
+func init() { goruntime.LockOSThread() }
 
 func main() {
 	if launch.Called(os.Args) {

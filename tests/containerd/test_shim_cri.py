@@ -24,7 +24,7 @@ COMBINATIONS = ALL if FULL else [("1.7", RUNC), ("2.1", RUNC_1_3), ("2.1", CRUN)
 def started(request: pytest.FixtureRequest, bed: object) -> Iterator[FloxDaemon]:
     """One daemon for each release and runtime behind the shim."""
     release, inner = request.param
-    with FloxDaemon(release, inner).with_cli() as daemon:
+    with FloxDaemon(release, inner) as daemon:
         daemon.load_images()
         yield daemon
 
@@ -199,30 +199,6 @@ def test_what_runs_keeps_its_inner_runtime_when_the_policy_names_another_one_and
         daemon.inner_runtime(inner)
     assert daemon.cri.containers() == []
     assert daemon.run("ps -e | grep -c '[s]leep'", check=False).stdout.strip() == "0"
-
-
-def test_packages_are_installed_in_a_running_container_and_end_with_it(daemon: FloxDaemon) -> None:
-    container = daemon.cri.run_container(daemon.pod(nix_mutable="true"), ["sleep", "600"])
-    before = daemon.run("ls /nix/store; ls -l /nix/var/nix/db").stdout
-
-    def run(command: str) -> str:
-        done = daemon.cri.exec(container, "sh", "-c", f"{{ {command}; }} 2>&1", timeout=60)
-        assert done.exit_code == 0, done.stdout
-        return done.stdout
-
-    path = run(
-        "mkdir -p new/bin; echo '#!/bin/sh' >new/bin/greet; chmod 755 new/bin/greet; nix-store --add new"
-    ).strip()
-    assert run(f"flox install -i greet {path}") == "✔ 'greet' installed to environment 'hello'\n"
-    assert run("greet; flox list") == f"greet: {path}\n"
-    assert run("flox uninstall greet") == "━ 'greet' uninstalled from environment 'hello'\n"
-    assert daemon.run("ls /nix/store; ls -l /nix/var/nix/db").stdout == before, "the node's own store"
-    (layer,) = (daemon.folder / "containerd").glob(f"io.containerd.snapshotter.v1.overlayfs/snapshots/*/fs{path}")
-    daemon.cri.remove_sandbox(daemon.cri.sandboxes()[0].id)
-    until = time.monotonic() + 60
-    while layer.exists():
-        assert time.monotonic() < until, f"{layer} is still there"
-        time.sleep(0.1)
 
 
 def test_no_process_of_ours_stays_while_a_pod_runs(daemon: FloxDaemon) -> None:

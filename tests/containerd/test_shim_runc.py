@@ -4,12 +4,14 @@ flox-activations is the strict double. Only the Python side is replaced, by a sc
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -691,6 +693,29 @@ def test_every_other_call_becomes_the_inner_runtime_with_the_same_arguments_and_
     assert argv[1:] == [str(recorder), *arguments]
     assert node.path("/seen.environ").read_text().split() == sorted(f"{k}={v}" for k, v in environment.items())
     assert node.path("/seen.limits").read_text().split() == ["512", "1024", "0137", "/usr"]
+
+
+def test_the_inner_runtime_ends_with_who_called_it(node: Node) -> None:
+    """containerd's shim asks for a signal at its own death. The kernel keeps it for a thread: it is the first one."""
+    recorder = node.dir / "signalled"
+    script(
+        recorder,
+        f"#!{sys.executable}\n"
+        "import ctypes, signal, sys\n"
+        "value = ctypes.c_int()\n"
+        "ctypes.CDLL(None).prctl(2, ctypes.byref(value))  # PR_GET_PDEATHSIG\n"
+        "sys.exit(value.value)\n",
+    )
+    node.policy(inner_runtime=str(recorder))
+
+    def ask() -> None:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    statuses = [
+        subprocess.run([node.shim, "--root", "/r", "kill", "id", "9"], preexec_fn=ask, check=False).returncode
+        for _ in range(20)
+    ]
+    assert set(statuses) == {signal.SIGKILL}
 
 
 def test_an_inner_runtime_that_is_the_shim_itself_is_refused(node: Node) -> None:
