@@ -456,10 +456,10 @@ def test_an_answer_is_in_the_index_only_once_the_private_folder_is_wiped(node: S
     assert node.pulls() == []
 
 
-def test_a_bug_is_an_answer_too_and_its_traceback_is_for_the_log(node: StoreNode) -> None:
+def test_a_damaged_payload_is_told_with_what_to_do_about_it(node: StoreNode) -> None:
     node.real("/opt/flox-node/payloads/test/manifest.json").write_text("{}")
     reply = node.realise("demo/hello")
-    assert "flox-node install" in failure(reply, "bug")
+    assert "flox-node install" in failure(reply, "corrupt")
 
 
 def flox_of(node: StoreNode) -> bool:
