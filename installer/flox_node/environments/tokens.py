@@ -56,6 +56,7 @@ def keep_in_memory() -> None:
 
 
 def _tokens(volumes: str) -> Iterator[str]:
+    volumes = os.path.realpath(volumes)  # the kubelet's root may be a link
     for kind, below in _KINDS.items():
         try:
             names = os.listdir(f"{volumes}/{kind}")
@@ -109,8 +110,8 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 def _read(volume: str) -> bytes | None:
     file = os.path.realpath(f"{volume}/{_FILE}")  # the kubelet links it to ..data, and that to the folder of today
-    inside = f"{os.path.realpath(volume)}/"
-    if not file.startswith(inside):
+    inside = f"{volume}/"
+    if os.path.realpath(volume) != volume or not file.startswith(inside):
         return None
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

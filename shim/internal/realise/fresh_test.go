@@ -164,6 +164,7 @@ func FuzzHostileVolumes(f *testing.F) {
 	f.Add("..data/floxhub-token", "..1", "/etc", "c")
 	f.Add("../../../../../../../../etc/floxhub-token", "..", "../../secret", "..")
 	f.Add("/etc/floxhub-token", "floxhub-token", ".", "/")
+	f.Add("0", "0", "/etc", "a volume that is a link itself")
 	f.Fuzz(func(t *testing.T, token, data, mount, name string) {
 		node.SetPrefix(t.TempDir())
 		t.Cleanup(func() { node.SetPrefix("") })

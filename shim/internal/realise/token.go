@@ -25,6 +25,9 @@ func podToken(uid string, policy node.Policy) (token string, certain bool) {
 	}
 	found := false
 	for _, volumes := range node.PodVolumes(uid, policy) {
+		if real, err := filepath.EvalSymlinks(volumes); err == nil { // the kubelet's root may be a link
+			volumes = real
+		}
 		for kind, below := range map[string]string{
 			"kubernetes.io~secret": "", "kubernetes.io~projected": "", "kubernetes.io~csi": "mount",
 		} {
@@ -46,10 +49,9 @@ func podToken(uid string, policy node.Policy) (token string, certain bool) {
 	return token, true
 }
 
-// readToken reads the file of a volume, which the kubelet makes a link within the volume.
+// readToken reads the file of a volume, which the kubelet makes a link within the volume. The volume itself is none.
 func readToken(volume string) (text string, present bool) {
-	volume, err := filepath.EvalSymlinks(volume)
-	if err != nil {
+	if real, err := filepath.EvalSymlinks(volume); err != nil || real != volume {
 		return "", false
 	}
 	path, err := filepath.EvalSymlinks(filepath.Join(volume, tokenFile))

@@ -120,3 +120,21 @@ def test_a_folder_of_that_name_is_no_token(tmp_path: Path) -> None:
     (volume / "floxhub-token").unlink()
     (volume / "floxhub-token").symlink_to("..data")
     assert find(tmp_path) is None
+
+
+@pytest.mark.parametrize("place", ["kubernetes.io~projected/link", "kubernetes.io~csi/c/mount"])
+def test_a_volume_that_is_a_link_leads_nowhere(tmp_path: Path, place: str) -> None:
+    secret(tmp_path, "flox", b"flox_abc")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/floxhub-token").write_bytes(b"flox_of_the_node")
+    link = tmp_path / "var/lib/kubelet/pods" / UID / "volumes" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "etc")
+    assert find(tmp_path) == "flox_abc"
+
+
+def test_the_kubelets_root_may_be_a_link(tmp_path: Path) -> None:
+    secret(tmp_path, "flox", b"flox_abc", kubelet="data/kubelet")
+    (tmp_path / "var/lib").mkdir(parents=True)
+    (tmp_path / "var/lib/kubelet").symlink_to(tmp_path / "data/kubelet")
+    assert find(tmp_path) == "flox_abc"
