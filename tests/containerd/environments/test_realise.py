@@ -627,9 +627,10 @@ def test_the_policy_says_whose_environments_and_which_modes_a_namespace_may_have
 def test_a_package_that_takes_longer_than_a_sandbox_waits_comes_by_one_download_and_is_told_on_the_way(
     node: StoreNode, data: HubData
 ) -> None:
+    size, bytes_per_s = (140 << 20, 1_000_000) if FULL else (3 << 20, 400_000)
     big = node.real("/tmp/big/content")
     big.parent.mkdir()
-    big.write_bytes(os.urandom(3 << 20))
+    big.write_bytes(os.urandom(size))
     path = node.run(node.nix_store, "--add", "/tmp/big").strip()
     nix = node.nix_store.removesuffix("-store")
     node.run(nix, "--extra-experimental-features", "nix-command", "copy", "--to", "file:///tmp/cache?compression=none",
@@ -637,14 +638,14 @@ def test_a_package_that_takes_longer_than_a_sandbox_waits_comes_by_one_download_
     node.run(node.nix_store, "--delete", path)
     data.publish("demo", "big", lockfile([catalog_package("big", {"out": path})]))
     with serve(data, cache=node.real("/tmp/cache")) as hub:
-        data.break_with("throttle", bytes_per_s=400_000)
+        data.break_with("throttle", bytes_per_s=bytes_per_s)
         node.policy(hub.git_url, nix={"substituters": [hub.cache_url]}, realise={"wait_s": 6})
         told = []
-        for _ in range(60):
+        for _ in range(200):
             reply = node.realise("demo/big")
             if reply["ok"]:
                 break
             told.append(failure(reply, "fetching"))
         resolution(reply)
-        assert any(" of 3.0 MiB are here (" in said and "s are left" in said for said in told), told
+        assert any(f" of {size >> 20}.0 MiB are here (" in said and "s are left" in said for said in told), told
         assert sum("/nar/" in path for _, path, _ in hub.requests) == 1
