@@ -19,7 +19,7 @@ from flox_node.actions.base import Action, Before, Gap, Kept, Owned, Progress, r
 from flox_node.actions.install_units import put_script
 from flox_node.containerd.config.edit import Edit
 from flox_node.containerd.config.editor import Handler, strip
-from flox_node.containerd.config.effective import MapReader, Reader, load
+from flox_node.containerd.config.effective import Effective, MapReader, Reader, load
 from flox_node.containerd.config.ours import shaped_by_us
 from flox_node.containerd.config.registration import Registration, from_json, to_json
 from flox_node.containerd.config.registration.nodeadm import FRAGMENTS
@@ -233,6 +233,10 @@ class RegisterHandler(Action[HandlerGap]):
         """The node's files as they would be without the handler."""
         return MapReader({edit.path: edit.after for edit in self._withdrawals(host.files, version)}, host.files)
 
+    def _next_start(self, reader: Reader, version: ContainerdVersion) -> Effective:
+        """What a restart makes of the platform's inputs without us."""
+        return pending.next_start(reader, version, self.registration, self._handler())
+
     def _require_nothing_pending(self, host: Host, running: Running) -> None:
         found = pending.find(host, running, self.registration, self._handler())
         if found:
@@ -279,7 +283,7 @@ class RegisterHandler(Action[HandlerGap]):
         edits = {edit.path: edit for edit in self._withdrawals(host.files, version)}
         for path, known in remembered.items():
             now = host.files.read_optional(path)
-            if now is None:
+            if now is None or (path in edits and not edits[path].changed):
                 continue
             if _digest(now) == known["written_sha256"]:
                 edits[path] = Edit(path, now, _bytes_before(known))
@@ -313,7 +317,8 @@ class RegisterHandler(Action[HandlerGap]):
         def judged(before: CriStatus, after: CriStatus) -> None:
             with contextlib.suppress(OutsideError):
                 return judge(before, after)
-            shaped = shaped_by_us(load(self.registration.config, files, running.version), self._handler())
+            here = load(self.registration.config, files, running.version)
+            shaped = shaped_by_us(here, self._next_start(files, running.version), self._handler())
             kept = {name: handler for name, handler in before.handlers.items() if name not in shaped}
             return judge(replace(before, handlers=kept), after)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 
 from flox_node.actions import RegisterHandler
 from flox_node.containerd.config import editor
-from flox_node.containerd.config.registration import Registration
+from flox_node.containerd.config.registration import Registration, Relocated
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Daemon, Running
+from flox_node.errors import RefusedError
 from flox_node.host import Host, HostFiles, Processes
-from tests.unit.containerd.test_registration import REGISTRATIONS, Files
+from tests.unit.containerd.test_registration import LIVE, REGISTRATIONS, UNIT_FILE, V2, Files, config
 
 RELEASES = (["flox.dev/environment"], ["flox.dev/a", "flox.dev/b"], ["flox.dev/*"])  # each writes another table
 
@@ -92,3 +94,45 @@ def test_without_a_receipt_what_is_captured_is_the_node_without_us(
     node.before = node.action.capture(node.host, None, None)
     for path, remembered in known["files"].items():
         assert node.before["files"][path]["bytes"] == remembered["bytes"], path
+
+
+@pytest.mark.parametrize(("registration", "files", "release"), REGISTRATIONS)
+def test_a_repair_follows_what_the_platform_changes_and_an_uninstall_leaves_that(
+    tmp_path: Path, registration: Registration, files: Files, release: str
+) -> None:
+    node = Node(tmp_path, registration, files, release)
+    node.register()
+    ours, theirs = b"SystemdCgroup = true", b"SystemdCgroup = false"
+    there = node.files()
+    for path in (path for path in there if path in files or path == registration.config):
+        node._write(path, there[path].replace(ours, theirs, 1))  # of the default runtime, which comes first
+    node.register()
+    for path, remembered in node.before["files"].items():
+        assert remembered["bytes"] is None or b"flox-runtime" not in base64.b64decode(remembered["bytes"]), path
+    node.withdraw()
+    for path in node.before["files"]:
+        expected = files[path].replace(ours, theirs, 1) if path in files else None
+        assert node.files().get(path) == expected, path
+
+
+def test_a_new_image_of_flatcar_is_told_and_an_uninstall_leaves_nothing(tmp_path: Path) -> None:
+    """What the image says is not in force while an older copy of it is."""
+    vendor = "/usr/share/containerd/config.toml"
+    node = Node(tmp_path, Relocated(LIVE, vendor, UNIT_FILE), {vendor: config(V2)}, "1.7.24")
+    node.register()
+    assert not node.register()
+    new = config(V2) + b"# and more\n"
+    node._write(vendor, new)
+    with pytest.raises(RefusedError, match="was replaced since") as caught:
+        node.register()
+    assert "uninstall" in caught.value.remedy
+    node.withdraw()
+    assert node.files() == {vendor: new}
+    node.before = None
+    node.register()
+    node._write(LIVE, node.files()[LIVE] + b"# an administrator's now\n")
+    node._write(vendor, config(V2))
+    assert not node.register(), "whose copy it is now"
+    node.withdraw()
+    assert node.files()[LIVE] == new + b"# an administrator's now\n"
+    assert UNIT_FILE in node.files()

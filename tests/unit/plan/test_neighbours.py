@@ -22,7 +22,7 @@ from flox_node.plan.heal import OursToBlameError
 from flox_node.plan.maintenance import boot
 from flox_node.plan.status import status
 from flox_node.settings import Settings
-from tests.unit.fake_node import KUBEADM, PLUGIN, FakeNode
+from tests.unit.fake_node import CONFIG, KUBEADM, PLUGIN, FakeNode
 
 SETTINGS = Settings()
 DROP_IN = "etc/containerd/conf.d/50-flox-node.toml"
@@ -584,3 +584,38 @@ def test_the_agents_look_tells_an_install_that_restarts_from_one_that_does_not(
     (any_node.root / "etc/flox-node/policy.json").unlink()
     seen = look(any_node.host, payload, SETTINGS)
     assert (seen.needed, seen.restart) == (("write-policy",), False)
+
+
+def test_flatcar_with_a_new_image_is_uninstalled_although_its_handlers_are_others_then(
+    tmp_path: Path, payload: Payload
+) -> None:
+    vendor, unit = "/usr/share/containerd/config.toml", "etc/systemd/system/containerd.service.d/90-flox-node.conf"
+    with _node(tmp_path, "1.7.24", KUBEADM) as node:
+        node.config.rename(node.root / "image.toml")
+        (node.root / vendor[1:]).parent.mkdir(parents=True)
+        (node.root / "image.toml").rename(node.root / vendor[1:])
+        (node.root / "etc/os-release").write_text("ID=flatcar\n")
+        node.containerd.config_path = vendor
+        read_config = node.containerd.read_config
+
+        def started() -> None:
+            node.containerd.config_path = CONFIG if (node.root / unit).exists() else vendor
+            read_config()
+
+        node.containerd.read_config = started  # type: ignore[method-assign]
+        started()
+        before = node.tree()
+        install(node.host, payload, SETTINGS, _ignore)
+        assert not status(node.host, SETTINGS).drift
+        new = KUBEADM.replace("SystemdCgroup = true", "SystemdCgroup = false")
+        (node.root / vendor[1:]).write_text(new)
+        started()  # a reboot into it
+        (drift,) = status(node.host, SETTINGS).drift
+        assert "was replaced since" in drift.reason
+        with pytest.raises(RefusedError, match="was replaced since"):
+            install(node.host, payload, SETTINGS, _ignore)
+        uninstall(node.host, SETTINGS, _ignore, purge=True)
+        assert node.containerd.handlers["runc"]["options"] == {"SystemdCgroup": False}
+        assert {**node.tree(), vendor[1:]: before[vendor[1:]]} == before
+        install(node.host, payload, SETTINGS, _ignore)
+        assert node.containerd.handlers["flox"]["options"].get("SystemdCgroup", False) is False

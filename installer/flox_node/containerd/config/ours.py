@@ -131,9 +131,8 @@ def waiting_for(bare: Effective, handler: Handler) -> Effective:
     return dataclasses.replace(bare, cri=dataclasses.replace(cri, state="ok", reason=""))
 
 
-def shaped_by_us(effective: Effective, handler: Handler) -> frozenset[str]:
-    """The other handlers that are not as they would be without us: a change of them, back to that, is no loss."""
-    bare = without_us(effective, handler)
+def shaped_by_us(effective: Effective, bare: Effective, handler: Handler) -> frozenset[str]:
+    """The other handlers that are not as they are without us (`bare`): a change of them, back to that, is no loss."""
     if effective.cri is None or bare.cri is None:
         return frozenset(bare.cri.runtimes if bare.cri else ())
     here, alone = effective.cri.runtimes, bare.cri.runtimes

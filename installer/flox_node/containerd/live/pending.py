@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flox_node.containerd.config.editor import Handler
-from flox_node.containerd.config.effective import Effective, MapReader, Setting, load
+from flox_node.containerd.config.effective import Effective, MapReader, Reader, Setting, load
 from flox_node.containerd.config.ours import waiting_for
 from flox_node.containerd.config.registration import NextStart, Registration
+from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.containerd.live.cri import CriStatus
 from flox_node.containerd.live.daemon import Running
 from flox_node.errors import RefusedError
@@ -40,11 +41,8 @@ class Pending:
 
 def find(host: Host, running: Running, registration: Registration, handler: Handler) -> tuple[Pending, ...]:
     """What a restart of this containerd would change beside the handler; () where it would come back as it is."""
-    version = running.version
-    coming = registration.next_start(host.files, version, handler)
-    root = coming.root or registration.config
-    withdrawn = {edit.path: edit.after for edit in registration.withdrawals(host.files, version, handler)}
-    then = waiting_for(load(root, MapReader({**coming.files, **withdrawn}, host.files), version), handler)
+    coming = registration.next_start(host.files, running.version, handler)
+    then = next_start(host.files, running.version, registration, handler)
     changed = list(_changed_since(host, running, then, coming))
     if then.cri is None or then.cri.state != "ok":
         worst = next(finding for finding in then.findings if finding.severity == "error")
@@ -56,6 +54,14 @@ def find(host: Host, running: Running, registration: Registration, handler: Hand
         why = "it was changed since containerd was started, and"
         return tuple(Pending(path, None, f"{why} {coming.untold[path]}") for path in untold)
     return tuple(differences(then, running.status, handler.name, changed[0]))
+
+
+def next_start(reader: Reader, version: ContainerdVersion, registration: Registration, handler: Handler) -> Effective:
+    """The configuration that a restart would have without us."""
+    coming = registration.next_start(reader, version, handler)
+    withdrawn = {edit.path: edit.after for edit in registration.withdrawals(reader, version, handler)}
+    files = MapReader({**coming.files, **withdrawn}, reader)
+    return waiting_for(load(coming.root or registration.config, files, version), handler)
 
 
 def refusal(found: Sequence[Pending], unit: str) -> RefusedError:

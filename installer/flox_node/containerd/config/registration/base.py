@@ -48,7 +48,10 @@ class Registration(Protocol):
         ...
 
     def withdrawals(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> tuple[Edit, ...]:
-        """The edits that take the handler out again; () when it is nowhere."""
+        """The edits that take the handler out again; () when it is nowhere.
+
+        One that changes nothing says that a file of ours stays, because others rely on it.
+        """
         ...
 
     def next_start(self, reader: Reader, version: ContainerdVersion, handler: Handler) -> NextStart:
