@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tests.bed import cache, debian, golang, releases
@@ -17,6 +18,7 @@ DEBIAN_SUITES = {"0.27": "trixie", "0.33": "sid"}
 """Programs of kind that Debian has built; that of sid goes on to newer releases."""
 HOOK = "/kind/bin/mount-product-files.sh"
 START = "/usr/local/bin/kind-start"
+_ENGINE = Path(__file__).parents[1] / "doubles/engine.py"
 _CHECK = golang.TOOLS / "kind/main.go"
 # The entrypoint is what an engine starts, before systemd. Here systemd is first, so a unit runs those functions of it
 # that edit files of the node; the others are about an engine's network and cgroups. As rootless, because the machine
@@ -52,6 +54,13 @@ def program(release: str) -> Path:
         debian.unpack(suite, ["kind"], folder, closure=False)
 
     return cache.artefact(f"kind-program-{release}", {"suite": suite, "revision": 1}, unpack) / "usr/bin/kind"
+
+
+def put_engine(programs: Path) -> None:
+    """The engine's double (tests/doubles/engine.py) as `docker` in a folder of programs."""
+    docker = programs / "docker"
+    docker.write_text(f'#!/bin/sh\nexec {sys.executable} -ISB {_ENGINE} "$@"\n')
+    docker.chmod(0o755)
 
 
 def node_layer() -> Path:

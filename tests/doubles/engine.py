@@ -1,4 +1,3 @@
-#!/usr/bin/env -S python3 -ISB
 """A container engine without containers, for kind itself: `docker` on the PATH, with the answers of docker 29.1.
 
 It knows the commands that kind and flox-node give to docker, and refuses every other one. ENGINE_DOUBLE names a folder:
