@@ -80,6 +80,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.deadline_s is not None and not math.isfinite(self.deadline_s):
             raise _fault(f"deadline_s = {self.deadline_s} is no number of seconds.")
+        if not _SHARE.fullmatch(self.share):
+            raise _fault(f'settings.toml: share = "{self.share}" is no number of nodes ("3") or percentage ("10%").')
 
 
 def slots(share: str, nodes: int) -> int:
@@ -129,8 +131,29 @@ def parse(text: str) -> Settings:
             names = sorted(".".join(filter(None, (told["toml"], key))) for key, told in known.items())
             raise _fault(f"settings.toml: {name} is not known; known are {', '.join(names)}.")
         values[found] = _value(name, value, known[found])
-    if not _SHARE.fullmatch(share := values.get("share", "1")):
-        raise _fault(f'settings.toml: share = "{share}" is no number of nodes ("3") or percentage ("10%").')
+    return Settings(**values)
+
+
+def from_json(given: Mapping[str, Any]) -> Settings:
+    """Read what `dataclasses.asdict` made of settings, of which somebody may have written another thing since.
+
+    Raises:
+        UsageError: what is wrong with it.
+    """
+    values = {}
+    for each in fields(Settings):
+        value = given.get(each.name, each.default)
+        if not each.metadata:
+            kinds = (str, type(None)) if each.default is None else (type(each.default),)
+            if type(value) not in kinds:
+                raise _fault(f"settings: {each.name} = {value!r} is not of the type {kinds[0].__name__}.")
+            values[each.name] = value
+        elif value is None and each.default is None:
+            values[each.name] = None
+        else:
+            values[each.name] = _value(each.name, list(value) if isinstance(value, tuple) else value, each.metadata)
+    if unknown := sorted(given.keys() - values.keys()):
+        raise _fault(f"settings: {', '.join(unknown)} is not known.")
     return Settings(**values)
 
 

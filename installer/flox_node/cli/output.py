@@ -232,7 +232,7 @@ def write_text(file: Path, text: str) -> None:
     try:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error}.") from error
+        raise UsageError(f"{file} cannot be written: {error.strerror}.") from error
 
 
 def read_text(file: Path) -> str:
@@ -244,4 +244,4 @@ def read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}.") from error
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', 'it is no UTF-8')}.") from error

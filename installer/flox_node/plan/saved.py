@@ -16,7 +16,7 @@ from typing import Any
 from flox_node.errors import RefusedError, UsageError
 from flox_node.host import Host
 from flox_node.plan.steps import Outcome, StepResult
-from flox_node.settings import Settings
+from flox_node.settings import Settings, from_json
 
 SCHEMA_VERSION = 1
 _NEW_PLAN = "Make a new plan with `flox-node plan -o FILE` and look at it."
@@ -53,17 +53,21 @@ def parse(data: bytes) -> SavedPlan:
     """
     try:
         body = json.loads(data)
+        if not isinstance(body, dict) or "schema_version" not in body:
+            raise UsageError("This is no plan of flox-node.", remedy=_NEW_PLAN)
         if body.pop("schema_version") != SCHEMA_VERSION:
             raise UsageError("The plan was made by another flox-node.", remedy=_NEW_PLAN)
-        settings: dict[str, Any] = {
-            name: tuple(each) if isinstance(each, list) else each for name, each in body["settings"].items()
-        }
-        body["settings"] = Settings(**settings)
-        body["steps"] = tuple((*map(str, step),) for step in body["steps"])
-        saved = SavedPlan(**body)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"This is no plan of flox-node: {error}.", remedy=_NEW_PLAN) from error
-    return saved
+        settings, steps, seen = from_json(body.pop("settings")), body.pop("steps"), body.pop("seen")
+        texts = [*body.values(), *seen.keys(), *seen.values(), *(word for step in steps for word in step)]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a text is none")
+        return SavedPlan(**body, settings=settings, steps=tuple(tuple(step) for step in steps), seen=seen)
+    except UsageError as error:
+        raise UsageError(
+            f"{error.cause.removeprefix('settings.toml: ').rstrip('.')}: this plan cannot be used.", remedy=_NEW_PLAN
+        ) from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"This is no plan of flox-node ({error}).", remedy=_NEW_PLAN) from error
 
 
 def saved(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -79,11 +80,41 @@ def test_a_source_that_may_hold_a_secret_is_not_written_down(node: FakeNode, pay
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema_version": 2}', '{"schema_version": 1, "settings": {"x": 1}}']
+    "text",
+    ["", "[]", "{}", '"x"', '{"schema_version": 2}', '{"schema_version": 1, "settings": {"x": 1}}', "\xff", "[" * 9999],
 )
 def test_what_is_no_plan_is_told(text: str) -> None:
     with pytest.raises(UsageError):
-        parse(text.encode())
+        parse(text.encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": []},
+        {"settings": {"deadline_s": "soon"}},
+        {"settings": {"deadline_s": 0.5}},
+        {"settings": {"restarts_per_hour": True}},
+        {"settings": {"startup_taints": ["node.kubernetes.io/unreachable"]}},
+        {"settings": {"share": "all"}},
+        {"settings": {"repair": 1}},
+        {"settings": {"policy": {}}},
+        {"settings": {"unheard-of": 1}},
+        {"seen": []},
+        {"seen": {"/etc": 1}},
+        {"steps": [1]},
+        {"steps": [["a", "b", "c", None]]},
+        {"payload": ["/payload"]},
+        {"machine_id": None},
+        {"more": ""},
+    ],
+    ids=str,
+)
+def test_a_plan_that_somebody_spoiled_is_none(node: FakeNode, payload: Payload, change: dict[str, Any]) -> None:
+    spoiled = {**json.loads(json.dumps(_plan(node, payload).to_json())), **change}
+    with pytest.raises(UsageError, match=r"plan") as caught:
+        parse(json.dumps(spoiled).encode())
+    assert "flox-node plan -o" in caught.value.remedy
 
 
 def test_an_uninstall_is_shown_and_nothing_changed(node: FakeNode, payload: Payload) -> None:
