@@ -132,9 +132,12 @@ def test_a_wrong_value_is_told(packer: str, wrong: dict[str, str], tmp_path: Pat
 def _validate(packer: str, folder: Path, *, arch: str, variant: str) -> subprocess.CompletedProcess[str]:
     file = folder / (f"{arch}.pkrvars.hcl" if (folder / f"{arch}.pkrvars.hcl").exists() else "x86_64.pkrvars.hcl")
     values = {**VALUES, "arch": arch, "variant": variant}
-    return run(
+    done = run(
         packer, "validate", f"-var-file={file}", *(f"-var={name}={text}" for name, text in values.items()), folder
     )
+    if "Missing plugins" in done.stdout + done.stderr:
+        pytest.skip("did NOT run: this Packer has no plugin for Amazon (`packer init ami`)")
+    return done
 
 
 def _for_this_packer(packer: str, tmp_path: Path) -> Path:
