@@ -1,6 +1,5 @@
 locals {
-  eks_release = var.eks_release == "" ? "recommended" : "amazon-eks-node-al2023-${var.arch}-${var.variant}-${var.kubernetes}-v${var.eks_release}"
-  name        = "flox-eks-node-al2023-${var.arch}-${var.variant}-${var.kubernetes}-${var.payload_version}"
+  name = "flox-eks-node-al2023-${var.arch}-${var.variant}-${var.kubernetes}-${var.payload_version}"
   tags = merge(var.tags, {
     Name                    = local.name
     "flox.dev/version"      = var.payload_version

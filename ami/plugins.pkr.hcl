@@ -9,10 +9,11 @@ packer {
   }
 }
 
-# The newest EKS-optimised AL2023 image of that Kubernetes, or the release that `eks_release` names.
+# The newest EKS-optimised AL2023 image of that Kubernetes, or the release that `eks_release` names. Only variables stand
+# in it: until 1.12 Packer knows no locals when it evaluates data sources.
 data "amazon-parameterstore" "eks" {
   region = var.region
-  name   = "/aws/service/eks/optimized-ami/${var.kubernetes}/amazon-linux-2023/${var.arch}/${var.variant}/${local.eks_release}/image_id"
+  name   = "/aws/service/eks/optimized-ami/${var.kubernetes}/amazon-linux-2023/${var.arch}/${var.variant}/${var.eks_release == "" ? "recommended" : "amazon-eks-node-al2023-${var.arch}-${var.variant}-${var.kubernetes}-v${var.eks_release}"}/image_id"
 }
 
 locals {

@@ -60,13 +60,12 @@ def test_the_image_is_encrypted_and_asks_for_tokens() -> None:
 
 
 def test_the_source_is_the_parameter_that_eks_publishes() -> None:
-    text = (AMI / "plugins.pkr.hcl").read_text()
-    parameter = (
-        "/aws/service/eks/optimized-ami/${var.kubernetes}/amazon-linux-2023/${var.arch}/${var.variant}/"
-        "${local.eks_release}/image_id"
-    )
-    assert parameter in text
-    assert parsed("plugins.pkr.hcl")["data"]
+    (data,) = parsed("plugins.pkr.hcl")["data"]
+    text = str(data)
+    assert "/aws/service/eks/optimized-ami/${var.kubernetes}/amazon-linux-2023/${var.arch}/${var.variant}/$" in text
+    assert "recommended" in text
+    assert "amazon-eks-node-al2023-${var.arch}-${var.variant}-${var.kubernetes}-v${var.eks_release}" in text
+    assert "local." not in text, "Packer 1.7 to 1.11 knows no locals when it evaluates data sources"
 
 
 def test_every_variable_is_described_and_used() -> None:
