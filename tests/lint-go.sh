@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 go=$(.venv/bin/python -m tests.bed go)
 export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
-unformatted=$("$(dirname "$(readlink -f "$go")")/gofmt" -l shim tests)
+unformatted=$("$(dirname "$(readlink -f "$go")")/gofmt" -l shim tests docs)
 [ -z "$unformatted" ] || { printf 'gofmt would change:\n%s\n' "$unformatted"; exit 1; }
 # What is compiled inside another module is vetted there (tests/bed/kind.py).
 for module in shim tests/doubles/flox-activations tests/doubles/gitlab-helper; do

@@ -234,7 +234,7 @@ class Executor:
 
     def _legacy(self, job: Job) -> tuple[int, str]:
         strict = "set -o errexit\nset +o noclobber\n"  # without the lines that only the attach strategy reads
-        done = self._exec(job, "build", f"{strict}: | eval {_quoted(job.script)}\nexit 0\n")
+        done = self._exec(job, "build", f"{strict}: | eval {quoted(job.script)}\nexit 0\n")
         return done.returncode, done.stdout + done.stderr
 
     def _cancel(self, job: Job, log: _Log) -> None:
@@ -272,7 +272,7 @@ class Executor:
 
     def _save(self, job: Job, container: str, name: str, text: str) -> None:
         path = f"{SCRIPTS}/{name}"
-        script = f"set -eu\necho {_quoted(text)} > {path}.tmp\nchmod 777 {path}.tmp\nmv {path}.tmp {path}\n"
+        script = f"set -eu\necho {quoted(text)} > {path}.tmp\nchmod 777 {path}.tmp\nmv {path}.tmp {path}\n"
         done = self._exec(job, container, script)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -364,11 +364,11 @@ def _stage_script(body: str) -> str:
         '\tout_json="{\\"command_exit_code\\": $exit_code, \\"script\\": \\"$0\\"}"\n\n'
         '\techo ""\n\techo "$out_json"\n\texit 0\n}\n\ntrap runner_script_trap EXIT\n'
         'case "$(set -o)" in *"pipefail"*) set -o pipefail;; esac; set -o errexit\nset +o noclobber\n'
-        f"(trap 'exit 1' TERM; eval {_quoted(body)}) < /dev/null\nexit 0\n"
+        f"(trap 'exit 1' TERM; eval {quoted(body)}) < /dev/null\nexit 0\n"
     )
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """As the runner quotes what it evaluates (helpers.ShellEscape): `$'...'`, which is bash's and not POSIX'."""
     special = {"\\": r"\\", "'": r"\'", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
     bytes_ = (chr(byte) for byte in text.encode())

@@ -99,12 +99,14 @@ def test_what_only_its_author_can_cure_ends_a_job_at_once_with_the_reason(
     assert any(says in line for line in told[1:]), "and in an event"
 
 
-def test_services_named_by_their_alias_run_as_their_image_says(run: Run) -> None:
-    service = {"image": BUSYBOX, "command": ["sh", "-c", "echo ${FLOX_ENV-image} > /builds/service; sleep 1000"]}
-    script = "until [ -s /builds/service ]; do sleep 1; done; cat /builds/service"
-    ended = run(Job("services", script, annotations=ONLY_BUILD, services={"cache": service}))
+def test_services_named_by_their_alias_and_what_a_mesh_injects_run_as_their_image_says(run: Run) -> None:
+    names = ("cache", "istio-proxy")
+    said = "echo ${FLOX_ENV-image} > /builds/$0; sleep 1000"
+    services = {name: {"image": BUSYBOX, "command": ["sh", "-c", said, name]} for name in names}
+    script = "\n".join(f"until [ -s /builds/{name} ]; do sleep 1; done; cat /builds/{name}" for name in names)
+    ended = run(Job("services", script, annotations=ONLY_BUILD, services=services))
     assert ended.status == "success", ended.log
-    assert "\nimage\n" in ended.log
+    assert "\nimage\nimage\n" in ended.log
 
 
 def test_the_legacy_strategy_wants_its_execs_inside(run: Run) -> None:
@@ -166,8 +168,8 @@ def test_what_is_not_flox_in_a_pod_is_as_under_runc(cluster: Cluster, applied: C
     def seen(name: str) -> dict[str, list[str]]:
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=180s", timeout=190)
         files = ("environ", "cmdline", "mountinfo", "limits", "status", "oom_score_adj", "attr/current", "cgroup")
-        script = "; ".join(f"echo @{file}; cat /proc/1/{file} 2>&1" for file in files)
-        text = cluster.kubectl("exec", name, "--container=helper", "--", "sh", "-c", f"{script}; echo @umask; umask")
+        script = "; ".join(f"echo @@{file}; cat /proc/1/{file} 2>&1; echo" for file in files)
+        text = cluster.kubectl("exec", name, "--container=helper", "--", "sh", "-c", script)
         return _without_ids(text, name)
 
     assert seen("with-flox") == seen("with-runc")
@@ -176,14 +178,19 @@ def test_what_is_not_flox_in_a_pod_is_as_under_runc(cluster: Cluster, applied: C
 def _without_ids(text: str, pod: str) -> dict[str, list[str]]:
     """What /proc tells of a process, file by file, without numbers that are another for each container."""
     text = text.replace(pod, "POD").replace("\0", "\n")
-    text = re.sub(r"[0-9a-f]{64}", "CONTAINER", text)
-    text = re.sub(r"[0-9a-f]{8}([-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}", "UID", text)
-    text = re.sub(r"snapshots/\d+", "SNAPSHOT", text)
-    text = re.sub(r"^\d+ \d+ \d+:\d+ ", "", text, flags=re.MULTILINE)  # a mount's number, its parent's, its device's
-    files = dict(part.split("\n", 1) for part in text.split("@")[1:] if "\n" in part)
-    counted = ("Threads", "Vm", "Rss", "HugetlbPages", "SigQ", "voluntary_ctxt", "nonvoluntary_ctxt", "Cpus", "Mems")
-    kept = [line for line in files["status"].splitlines() if not line.startswith(counted)]
-    return {name: content.splitlines() for name, content in files.items()} | {"status": kept}
+    for pattern, word in {
+        r"[0-9a-f]{64}": "ID",
+        r"[0-9a-f]{8}([-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}": "UID",
+        r"/containers/helper/[0-9a-f]{8}": "/containers/helper/ID",  # of the file for the termination message
+        r"\d+/(fs|work)\b": r"SNAPSHOT/\1",
+        r"^\d+ \d+ \d+:\d+ ": "",  # a mount's number, its parent's, its device's
+        r"\b(shared|master):\d+": r"\1",
+    }.items():
+        text = re.sub(pattern, word, text, flags=re.MULTILINE)
+    parts = re.split(r"^@@(\S+)\n", text, flags=re.MULTILINE)[1:]
+    files = {name: content.splitlines() for name, content in zip(parts[::2], parts[1::2], strict=True)}
+    moving = ("State", "FDSize", "Threads", "Vm", "Rss", "Huge", "SigQ", "voluntary", "nonvoluntary")
+    return files | {"status": [line for line in files["status"] if not line.startswith(moving)]}
 
 
 def left_on(node: Node) -> list[str]:

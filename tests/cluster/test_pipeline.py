@@ -64,5 +64,6 @@ def test_a_pipeline_without_images(cluster: Cluster, project: GitLab, tmp_path: 
     assert "Failed to extract cache" in logs["build"]
     assert "Successfully extracted cache" in logs["test"]
     assert "ok  \texample.com/greeter" in logs["test"]
+    assert "Hello, world!" in logs["image"], "a step of the build runs"
     assert "successfully rolled out" in logs["deploy"]
     assert "Hello, world!" in logs["deploy"], "the image's program answers"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cluster.gitlab import PUBLISHED
+from tests.cluster.gitlab import PUBLISHED, quoted
 from tests.cluster.pipeline import NotAllowedError, Pipeline, Runner
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -66,3 +67,8 @@ def test_a_pipeline_has_the_form_that_gitlab_takes(folder: str) -> None:
     assert [job.name for job in jobs] == [stage for stage in content["stages"] if stage in content]
     for job in jobs:
         assert job.annotations["flox.dev/environment"].startswith(f"{OWNERS[folder]}/")
+
+
+def test_what_the_runner_quotes_is_what_its_shell_reads() -> None:
+    text = "a 'b' \"c\" $d \\e `f`\n\tgrün \x1b[0;m %s"
+    assert subprocess.run(["bash", "-c", f"printf %s {quoted(text)}"], capture_output=True, text=True).stdout == text

@@ -1,7 +1,8 @@
-// Command greeter answers every request with a greeting.
+// Command greeter answers every request with a greeting; with -check it prints one and ends.
 package main
 
 import (
+	"flag"
 	"fmt"
 	"log"
 	"net/http"
@@ -17,6 +18,11 @@ func greeting(path string) string {
 }
 
 func main() {
+	check := flag.Bool("check", false, "print a greeting and end")
+	if flag.Parse(); *check {
+		fmt.Print(greeting("/"))
+		return
+	}
 	http.HandleFunc("/", func(answer http.ResponseWriter, request *http.Request) {
 		fmt.Fprint(answer, greeting(request.URL.Path))
 	})
