@@ -65,12 +65,10 @@ def fetch(packages: Iterable[Package], nix: Nix, limits: Realise, paths: Paths, 
         NotTrustedError, NotBuiltError, NetworkError, DiskFullError: by what Nix said.
         TooLargeError, DiskFullError: the policy's limits would be passed; nothing was fetched.
     """
-    packages = tuple(packages)
-    # What Flox looks at, too: what is there is not asked for anywhere.
-    missing = [path for package in packages for path in package.paths if not os.path.lexists(paths.on_disk(path))]
+    names = {path: package.name for package in packages for path in package.paths}
+    missing = _missing(list(names), nix)
     if not missing:
         return
-    names = {path: package.name for package in packages for path in package.paths}
     expected = _expected_bytes(missing, names, nix)
     _check_room(expected, limits, paths)
     progress(0, expected)
@@ -85,6 +83,23 @@ def fetch(packages: Iterable[Package], nix: Nix, limits: Realise, paths: Paths, 
         nix.deadline.left()
     if done.returncode:
         raise _explained("\n".join(log.messages), names, nix)
+
+
+def _missing(wanted: list[str], nix: Nix) -> list[str]:
+    """Those that the store's database does not know. Flox asks the disk alone, where a kill leaves half a path."""
+    if not wanted:
+        return []
+    done = run_group(
+        [f"{nix.program}-store", "--check-validity", "--print-invalid", *wanted],
+        env=nix.env,
+        timeout=nix.deadline.left(),
+        limit=MIB,
+    )
+    if done.timed_out:
+        nix.deadline.left()
+    if done.returncode:
+        raise _explained(done.stderr.decode("utf-8", "replace"), {}, nix)
+    return done.stdout.decode("utf-8", "replace").split()
 
 
 def _expected_bytes(missing: list[str], names: Mapping[str, str], nix: Nix) -> int:

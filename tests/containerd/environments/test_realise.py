@@ -421,6 +421,35 @@ __main__.realise_main()
 """
 
 
+def test_half_a_package_that_a_kill_left_is_no_package(node: StoreNode, data: HubData) -> None:
+    path = cached(node, "big", 3 << 20)
+    data.publish("demo", "big", lockfile([catalog_package("big", {"out": path})]))
+    with serve(data, cache=node.real("/tmp/cache")) as hub:
+        data.break_with("throttle", bytes_per_s=400_000)
+        node.policy(hub.git_url, nix={"substituters": [hub.cache_url]})
+        process = node.start("demo/big")
+        wait_for(lambda: node.real(path).exists())
+        node.stop()
+        process.communicate()
+        assert node.real(path).exists()
+        data.repair()
+        resolution(node.realise("demo/big"))
+    assert node.real(f"{path}/content").stat().st_size == 3 << 20
+    node.run(node.nix_store, "--verify", "--check-contents")
+
+
+def cached(node: StoreNode, name: str, size: int) -> str:
+    """A package that only the cache in the node's /tmp/cache has."""
+    content = node.real(f"/tmp/{name}/content")
+    content.parent.mkdir()
+    content.write_bytes(os.urandom(size))
+    path = node.run(node.nix_store, "--add", f"/tmp/{name}").strip()
+    nix = [node.nix_store.removesuffix("-store"), "--extra-experimental-features", "nix-command"]
+    node.run(*nix, "copy", "--to", "file:///tmp/cache?compression=none", path)
+    node.run(node.nix_store, "--delete", path)
+    return path
+
+
 def test_with_systemd_a_fetch_is_a_unit_and_gets_its_token_through_a_pipe(node: StoreNode, data: HubData) -> None:
     data.restrict("demo", "flox_right")
     with_token(node, "flox_right")
@@ -628,14 +657,7 @@ def test_a_package_that_takes_longer_than_a_sandbox_waits_comes_by_one_download_
     node: StoreNode, data: HubData
 ) -> None:
     size, bytes_per_s = (140 << 20, 1_000_000) if FULL else (3 << 20, 400_000)
-    big = node.real("/tmp/big/content")
-    big.parent.mkdir()
-    big.write_bytes(os.urandom(size))
-    path = node.run(node.nix_store, "--add", "/tmp/big").strip()
-    nix = node.nix_store.removesuffix("-store")
-    node.run(nix, "--extra-experimental-features", "nix-command", "copy", "--to", "file:///tmp/cache?compression=none",
-             path)  # fmt: skip
-    node.run(node.nix_store, "--delete", path)
+    path = cached(node, "big", size)
     data.publish("demo", "big", lockfile([catalog_package("big", {"out": path})]))
     with serve(data, cache=node.real("/tmp/cache")) as hub:
         data.break_with("throttle", bytes_per_s=bytes_per_s)

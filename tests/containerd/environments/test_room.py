@@ -21,7 +21,7 @@ from flox_node.host.files import HostFiles
 from flox_node.plan import room
 from tests.conftest import FULL
 from tests.containerd.environments.store_node import StoreNode, answer
-from tests.containerd.environments.test_realise import failure, resolution, wait_for
+from tests.containerd.environments.test_realise import cached, failure, resolution, wait_for
 from tests.doubles.hub import HubData, catalog_package, lockfile, serve, store_path_package
 
 AT_ONCE = 20 if FULL else 2
@@ -106,7 +106,7 @@ def test_a_full_disk_is_told_and_the_next_collection_helps(small: StoreNode, dat
         rules = {"free_mib": 0}
         node.policy(hub.git_url, nix={"substituters": [hub.cache_url]}, realise=rules)
         for name in ("old", "new"):
-            path = _cached(node, name, 300 << 20)
+            path = cached(node, name, 300 << 20)
             data.publish("demo", name, lockfile([catalog_package(name, {"out": path})]))
         old = resolution(node.realise("demo/old"))
         for entry in gc.entries(paths):
@@ -131,18 +131,6 @@ def test_a_full_disk_is_told_and_the_next_collection_helps(small: StoreNode, dat
         filler.unlink()
         resolution(node.realise("demo/new"))
         node.run(node.nix_store, "--verify", "--check-contents")
-
-
-def _cached(node: StoreNode, name: str, size: int) -> str:
-    """A package that only the cache of the hub has."""
-    folder = node.real(f"/tmp/{name}")
-    folder.mkdir()
-    (folder / name).write_bytes(os.urandom(size))
-    path = node.run(node.nix_store, "--add", f"/tmp/{name}").strip()
-    nix = [node.nix_store.removesuffix("-store"), "--extra-experimental-features", "nix-command"]
-    node.run(*nix, "copy", "--to", "file:///tmp/cache?compression=none", path)
-    node.run(node.nix_store, "--delete", path)
-    return path
 
 
 def _fill(filler: Path, *, leave: int) -> None:

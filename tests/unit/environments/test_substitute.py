@@ -47,7 +47,9 @@ def nix(tmp_path: Path) -> Any:
             f'#!/bin/sh\ncase "$*" in *path-info*) echo "{{}}"; exit;; *--dry-run*) cat {tmp_path}/dry-run >&2; exit;; '
             f"esac\ncat {tmp_path}/build >&2\nexit {int(fails)}\n"
         )
-        program.chmod(0o755)
+        (tmp_path / "nix-double-store").write_text(f"#!/bin/sh\necho {HELLO}\n")
+        for file in (program, tmp_path / "nix-double-store"):
+            file.chmod(0o755)
         told: list[tuple[int, int]] = []
         called = substitute.Nix(str(program), {"PATH": "/usr/bin:/bin"}, Deadline.after(3600))
         substitute.fetch(
