@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -103,7 +104,12 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "CHECKPOINT_DISABLE": "1", "HOME": "/tmp"},
+        env={
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "CHECKPOINT_DISABLE": "1",
+            "HOME": "/tmp",  # nobody's credentials
+            "PACKER_PLUGIN_PATH": os.environ.get("PACKER_PLUGIN_PATH", str(Path.home() / ".config/packer/plugins")),
+        },
     )
 
 
