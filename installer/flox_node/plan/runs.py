@@ -115,7 +115,7 @@ def uninstall(
         commit.settle(host)
         ledger = Ledger.load(host.files)
         if not ledger.records:
-            _refuse_without_receipt(host)
+            _refuse_without_receipt(host, settings.socket)
             _leave_no_state(host, ledger)
             return []
         if not force:
@@ -144,7 +144,7 @@ def preview_uninstall(host: Host, settings: Settings, *, purge: bool = False, fo
     """
     ledger = Ledger.load(host.files)
     if not ledger.records:
-        _refuse_without_receipt(host)
+        _refuse_without_receipt(host, settings.socket)
     if ledger.records and not force:
         _refuse_while_in_use(host, settings.socket or _recorded_socket(ledger))
     return [_previewed_undo(host, record, purge=purge) for record in _reversed(ledger)]
@@ -172,12 +172,21 @@ def _reversed(ledger: Ledger) -> Sequence[Record]:
     return list(reversed(ledger.records.values()))
 
 
-def _refuse_without_receipt(host: Host) -> None:
-    if host.files.lexists(SHIM):
+def _refuse_without_receipt(host: Host, socket: str | None) -> None:
+    left = SHIM if host.files.lexists(SHIM) else f"The handler {HANDLER}" if _is_served(host, socket) else ""
+    if left:
         raise RefusedError(
-            f"{SHIM} is there, but no receipt that tells what an install did on this node: {STATE_DIR} was removed.",
+            f"{left} is there, but no receipt that tells what an install did on this node: {STATE_DIR} was removed.",
             remedy="Run `flox-node install`: it takes over what is there, and an uninstall can take it back then.",
         )
+
+
+def _is_served(host: Host, socket: str | None) -> bool:
+    try:
+        handler = daemon.cri(host, daemon.cri_socket(host, socket)).status().handlers.get(HANDLER)
+    except FloxNodeError:
+        return False  # there is nobody whom it could be served to
+    return handler is not None and handler.binary_name == SHIM
 
 
 def _leave_no_state(host: Host, ledger: Ledger) -> None:

@@ -494,11 +494,15 @@ def test_a_root_that_a_package_replaced_or_a_hand_removed_is_registered_in_and_g
     assert not (node.root / DROP_IN).exists()
 
 
-def test_an_uninstall_without_a_receipt_says_how_there_is_one_again(any_node: FakeNode, payload: Payload) -> None:
+@pytest.mark.parametrize("gone", [["var/lib/flox-node"], ["var/lib/flox-node", "opt/flox-node"]])
+def test_an_uninstall_without_a_receipt_says_how_there_is_one_again(
+    any_node: FakeNode, payload: Payload, gone: list[str]
+) -> None:
     node = any_node
     before = node.tree()
     install(node.host, payload, SETTINGS, _ignore)
-    shutil.rmtree(node.root / "var/lib/flox-node")
+    for folder in gone:
+        shutil.rmtree(node.root / folder)
     for run in _ways_to_uninstall(node):
         with pytest.raises(RefusedError, match="no receipt") as caught:
             run()
