@@ -1,6 +1,5 @@
 """GitLab CI on Flox nodes: Flox' published configuration to the letter, and what its jobs meet."""
 
-import re
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bed import store
+from tests.bed import parity, store
 from tests.bed.flox import PRIVATE_TOKEN
 from tests.bed.images import BUSYBOX
 from tests.cluster import pipeline
@@ -166,31 +165,11 @@ def test_what_is_not_flox_in_a_pod_is_as_under_runc(cluster: Cluster, applied: C
         applied(pod_of(Job(name, "", pod={"runtimeClassName": handler, **here})))
 
     def seen(name: str) -> dict[str, list[str]]:
-        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=180s", timeout=190)
-        files = ("environ", "cmdline", "mountinfo", "limits", "status", "oom_score_adj", "attr/current", "cgroup")
-        script = "; ".join(f"echo @@{file}; cat /proc/1/{file} 2>&1; echo" for file in files)
-        text = cluster.kubectl("exec", name, "--container=helper", "--", "sh", "-c", script)
-        return _without_ids(text, name)
+        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s", timeout=70)
+        command = ("sh", "-c", parity.SCRIPT)
+        return parity.comparable(cluster.kubectl("exec", name, "--container=helper", "--", *command), name)
 
     assert seen("with-flox") == seen("with-runc")
-
-
-def _without_ids(text: str, pod: str) -> dict[str, list[str]]:
-    """What /proc tells of a process, file by file, without numbers that are another for each container."""
-    text = text.replace(pod, "POD").replace("\0", "\n")
-    for pattern, word in {
-        r"[0-9a-f]{64}": "ID",
-        r"[0-9a-f]{8}([-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}": "UID",
-        r"/containers/helper/[0-9a-f]{8}": "/containers/helper/ID",  # of the file for the termination message
-        r"\d+/(fs|work)\b": r"SNAPSHOT/\1",
-        r"^\d+ \d+ \d+:\d+ ": "",  # a mount's number, its parent's, its device's
-        r"\b(shared|master):\d+": r"\1",
-    }.items():
-        text = re.sub(pattern, word, text, flags=re.MULTILINE)
-    parts = re.split(r"^@@(\S+)\n", text, flags=re.MULTILINE)[1:]
-    files = {name: content.splitlines() for name, content in zip(parts[::2], parts[1::2], strict=True)}
-    moving = ("State", "FDSize", "Threads", "Vm", "Rss", "Huge", "SigQ", "voluntary", "nonvoluntary")
-    return files | {"status": [line for line in files["status"] if not line.startswith(moving)]}
 
 
 def left_on(node: Node) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bed import releases
+from tests.bed import parity, releases
 from tests.bed.cri import CriError
 from tests.bed.environment import BUSYBOX, ENVIRONMENT, script
 from tests.bed.flox_daemon import CRUN, RUNC, RUNC_1_3, FloxDaemon
@@ -62,6 +62,19 @@ def test_init_containers_sidecars_and_ephemeral_containers_share_the_pods_enviro
     cri.remove_sandbox(pod)
     left = {path for path in daemon.state() if not path.endswith(("inner-runtime-version", ".lock"))}
     assert left == set()
+
+
+def test_a_container_that_is_not_flox_is_as_under_the_runtime_behind_the_handler(daemon: FloxDaemon) -> None:
+    """Environment, arguments, mounts, capabilities, seccomp, limits."""
+    told = {}
+    for handler in ("flox", HANDLERS[inner_of(daemon)]):
+        pod = daemon.pod(handler, skip_containers="helper")
+        helper = daemon.cri.run_container(pod, ["sh", "-c", "sleep 600; exit"], name="helper", env={"CI": "true"})
+        told[handler] = parity.comparable(daemon.cri.exec(helper, "sh", "-c", parity.SCRIPT).stdout)
+    ours, theirs = told.values()
+    assert ours == theirs
+    assert any(line.startswith("CapEff") for line in ours["status"])
+    assert "CI=true" in ours["environ"]
 
 
 @pytest.mark.parametrize(
