@@ -29,11 +29,12 @@ demo: bed ## Boot a node in a box, install, run a Flox pod in it, uninstall (CON
 
 test: lint test-unit test-containerd test-node test-cluster ## Lint and run one case of each kind
 
-# Tests that own all they touch run on every core; a node box or a cluster takes the whole machine.
-PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# Tests that own all they touch run on every core; a node box or a cluster takes the whole machine. The unit tests keep
+# their order: xdist would put files of few tests last, and the longest test is alone in its file.
+PARALLEL := -n auto --dist loadfile
 
 test-unit: setup ## Without root and a network; ARGS='-k slots' for some of them
-	@$(BIN)/python -m pytest $(PARALLEL) tests/unit $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) --no-loadscope-reorder tests/unit $(ARGS)
 
 test-containerd: bed ## Against real daemons, runc and Nix
 	@$(BIN)/python -m pytest $(PARALLEL) tests/containerd $(ARGS)
