@@ -17,6 +17,7 @@ def prepare(*extra_releases: str) -> None:
     for release in ("1.6", *releases.DEFAULT, *extra_releases):
         releases.layer(release)
     releases.runc()
+    releases.runc_1_3()
     rootfs.folder()
     images.standard()
 
