@@ -18,17 +18,18 @@ class Package:
     paths: tuple[str, ...]
 
 
-def packages(lock: Mapping[str, Any], system: str) -> tuple[Package, ...]:
-    """The packages of a checked lock for this system, without those of custom catalogs.
+def packages(lock: Mapping[str, Any], system: str, *, published: bool = False) -> tuple[Package, ...]:
+    """The packages of a checked lock for this system: those that binary caches have, or those of custom catalogs.
 
-    Those are fetched by Flox itself, from where the hub's API tells the pod's token. Flox never builds them.
+    The latter, which users published, are fetched by Flox itself, from where the hub's API tells the pod's token. Flox
+    never builds them.
 
     Raises:
         UnsupportedError: something else than a store path is locked.
     """
     found = []
     for package in lock["packages"]:
-        if package.get("system", system) != system or _is_custom(package, lock):
+        if package.get("system", system) != system or _is_custom(package, lock) != published:
             continue
         paths = [package["store_path"]] if "store_path" in package else list(package["outputs"].values())
         if not all(isinstance(path, str) and is_store_path(path) for path in paths):

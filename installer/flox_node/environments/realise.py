@@ -73,6 +73,7 @@ def realise(question: Question, access: Access, deadline: Deadline, telling: Tel
             except (NotBuiltError, NotTrustedError):
                 if not policy.nix.builds:
                     raise  # else Flox builds what is missing
+            substitute.forget_halves(lock.packages(generation.lock, question.system, published=True), nix, paths)
             telling.step("build")
             exact = Reference(reference.owner, reference.name, generation.number)
             built = flox_cli.pull(

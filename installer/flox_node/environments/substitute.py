@@ -85,6 +85,14 @@ def fetch(packages: Iterable[Package], nix: Nix, limits: Realise, paths: Paths, 
         raise _explained("\n".join(log.messages), names, nix)
 
 
+def forget_halves(packages: Iterable[Package], nix: Nix, paths: Paths) -> None:
+    """Remove what the disk has of these packages and the database does not know: Flox would take it for them."""
+    missing = _missing([path for package in packages for path in package.paths], nix)
+    halves = [path for path in missing if os.path.lexists(paths.on_disk(path))]
+    if halves:
+        run_group([f"{nix.program}-store", "--delete", *halves], env=nix.env, timeout=nix.deadline.left())
+
+
 def _missing(wanted: list[str], nix: Nix) -> list[str]:
     """Those that the store's database does not know. Flox asks the disk alone, where a kill leaves half a path."""
     if not wanted:

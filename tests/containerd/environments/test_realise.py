@@ -438,6 +438,18 @@ def test_half_a_package_that_a_kill_left_is_no_package(node: StoreNode, data: Hu
     node.run(node.nix_store, "--verify", "--check-contents")
 
 
+def test_half_a_published_package_is_fetched_again_from_where_it_was_published(node: StoreNode, data: HubData) -> None:
+    known = store.binary_cache()
+    node.run(node.nix_store, "--delete", node.hello)
+    node.real(f"{node.hello}/bin").mkdir(parents=True)
+    data.publish("demo", "mine", lockfile([published_package("pkg", {"out": known.hello_store_path})]))
+    with serve(data, cache=known.cache_dir) as hub:
+        node.policy(hub.git_url, nix={"substituters": [], "trusted_public_keys": [known.public_key]})
+        data.offer(known.hello_store_path, url=hub.cache_url)
+        resolution(node.realise("demo/mine"))
+    assert node.real(f"{node.hello}/bin/hello").exists()
+
+
 def cached(node: StoreNode, name: str, size: int) -> str:
     """A package that only the cache in the node's /tmp/cache has."""
     content = node.real(f"/tmp/{name}/content")

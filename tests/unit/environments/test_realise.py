@@ -72,6 +72,7 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Realisation:
     monkeypatch.setattr(realise, "program", lambda name, _: f"/payload/bin/{name}")
     monkeypatch.setattr(Floxmeta, "read", one.read)
     monkeypatch.setattr(substitute, "fetch", one.fetch)
+    monkeypatch.setattr(substitute, "forget_halves", lambda *_: None)
     monkeypatch.setattr(flox_cli, "pull", one.pull)
     monkeypatch.setattr(closure, "requisites", lambda *_: [])
     return one
