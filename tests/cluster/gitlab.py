@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.bed import images
+from tests.bed.processes import PATIENCE_S
 from tests.cluster.cluster import Cluster
 
 JOB = "1-2"
@@ -78,7 +79,7 @@ class Job:
     context: Mapping[str, Any] = field(default_factory=dict)
     pod: Mapping[str, Any] = field(default_factory=dict)
     poll_timeout: float = 60
-    stage_timeout: float = 120
+    stage_timeout: float = PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Executor:
 
         # A pod whose environment is on its way takes its time to go, and nobody here waits for that.
         with self._pod(job, "--wait=false"):
-            self._cluster.wait_until(tells, job.poll_timeout, f"{reason} is told of {job.name}")
+            self._cluster.wait_until(tells, what=f"{reason} is told of {job.name}")
         return found[0]
 
     def abandon(self, job: Job) -> float:
@@ -200,7 +201,7 @@ class Executor:
             with self._followed(job) as log, self._started(job, "build", "step_script", job.script):
                 log.wait("cancel me", job.stage_timeout)
                 started = time.monotonic()
-                self._cluster.kubectl("delete", "pod", job.name, "--wait", timeout=120)
+                self._cluster.kubectl("delete", "pod", job.name, "--wait")
         return time.monotonic() - started
 
     @contextlib.contextmanager
@@ -239,7 +240,7 @@ class Executor:
 
     def _cancel(self, job: Job, log: _Log) -> None:
         """TERM to what the script has started, as the runner finds it: by the command lines in /proc."""
-        log.wait("cancel me", 60)
+        log.wait("cancel me", job.stage_timeout)
         found = (
             'for each in /proc/[0-9]*/cmdline; do printf "$each "; cat -A "$each"; echo; done 2>/dev/null | '
             "sed 's|/proc/||; s|/cmdline||; s/\\^@/ /g' | "
@@ -279,7 +280,7 @@ class Executor:
     def _exec(self, job: Job, container: str, script: str) -> subprocess.CompletedProcess[str]:
         """`sh -c DETECT` with a script on its stdin, as each call of the runner."""
         argv = self._exec_argv(job, container, detect())
-        return subprocess.run(argv, input=script, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(argv, input=script, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     def _exec_argv(self, job: Job, container: str, script: str) -> Sequence[str | Path]:
         return self._cluster.control_plane.kubectl("exec", "-i", job.name, "-c", container, "--", "sh", "-c", script)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 import pytest
 
 from tests.bed import store
+from tests.bed.processes import PATIENCE_S
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemonset import FloxCluster, flox_pod
 from tests.cluster.objects import Object
@@ -55,7 +56,7 @@ def test_a_final_refusal_ends_the_first_container_and_a_restarted_one_asks_again
     applied(_deployment(code, f"{owner}/tool", command))
 
     for policy, name in pods.items():
-        cluster.wait_until(functools.partial(_has_ended, cluster, name), 60, f"{name} has ended")
+        cluster.wait_until(functools.partial(_has_ended, cluster, name), what=f"{name} has ended")
         end = _end(cluster, name)
         assert end["reason"] == "StartError"
         assert f"environment {owner}/tool" in end["message"]
@@ -66,8 +67,14 @@ def test_a_final_refusal_ends_the_first_container_and_a_restarted_one_asks_again
 
     cure(hub)
     for policy in ("Always", "OnFailure"):
-        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pods[policy]}", "--timeout=120s", timeout=130)
-    cluster.rollout(f"deployment/{code}", timeout=120)
+        cluster.kubectl(
+            "wait",
+            "--for=condition=Ready",
+            f"pod/{pods[policy]}",
+            f"--timeout={PATIENCE_S:.0f}s",
+            timeout=PATIENCE_S + 10,
+        )
+    cluster.rollout(f"deployment/{code}", timeout=PATIENCE_S)
     assert _pod(cluster, pods["Never"])["status"]["phase"] == "Failed"
     assert {name: _pod(cluster, name)["metadata"]["uid"] for name in pods.values()} == before
     assert _uids(cluster, code) == replicas, "the Deployment's pod is the same one"
@@ -83,14 +90,16 @@ def test_a_refusal_that_may_pass_fails_the_sandbox_and_the_kubelet_tries_again_u
         for policy, name in zip(POLICIES, pods, strict=True):
             applied(flox_pod(name, "fresh/tool", "sh", "-c", "hello; sleep 1000", restartPolicy=policy))
         for name in pods:
-            cluster.wait_until(functools.partial(_refused, cluster, name), 60, f"{name} is refused")
+            cluster.wait_until(functools.partial(_refused, cluster, name), what=f"{name} is refused")
             pod = _pod(cluster, name)
             assert pod["status"]["phase"] == "Pending"
             assert not _end(cluster, name)
     finally:
         hub.repair()
     for name in pods:
-        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=120s", timeout=130)
+        cluster.kubectl(
+            "wait", "--for=condition=Ready", f"pod/{name}", f"--timeout={PATIENCE_S:.0f}s", timeout=PATIENCE_S + 10
+        )
 
 
 def _pod(cluster: Cluster, name: str) -> Object:
