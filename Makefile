@@ -10,7 +10,7 @@ SOURCES := installer tests hatch_build.py daemonset
 BUILDER ?= docker
 TAG ?= flox-node:$(ARCH)
 
-.PHONY: help setup bed demo manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down image pins bench coverage lint format clean
+.PHONY: help setup bed demo demo-update manifests test test-unit test-containerd test-node test-cluster test-full cluster cluster-down image pins bench coverage lint format clean
 
 help: ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -26,6 +26,9 @@ bed: setup ## Prepare the test bed: containerd, runc, Nix, a payload, node root 
 
 demo: bed ## Boot a node in a box, install, run a Flox pod in it, uninstall (CONTAINERD=1.7 or 2.1)
 	@$(BIN)/python -m tests.demo --containerd $(CONTAINERD)
+
+demo-update: bed ## A program's next releases on a node: generations of its environment beside images of it
+	@$(BIN)/python -m tests.demo_update
 
 test: lint test-unit test-containerd test-node test-cluster ## Lint and run one case of each kind
 

@@ -47,6 +47,26 @@ def unpack(suite: str, packages: Sequence[str], into: Path, *, closure: bool = T
             raise RuntimeError(f"{deb.name} cannot be unpacked; remove {deb} and prepare again")
 
 
+def archives(suite: str, packages: Sequence[str]) -> list[Path]:
+    """The .deb files of packages and of everything that they depend on, downloaded if need be."""
+    return _download(suite, packages, closure=True)
+
+
+def register(debs: Sequence[Path], root: Path) -> None:
+    """Have the dpkg of a root, in which `unpack` put these packages, take them for installed. No script has run."""
+    database = root / "var/lib/dpkg"
+    for name in ("info", "updates"):
+        (database / name).mkdir(parents=True, exist_ok=True)
+    paragraphs = []
+    for deb in debs:
+        name, _, rest = _run("dpkg-deb", "--field", str(deb)).partition("\n")  # its first line is "Package: ..."
+        paragraphs.append(f"{name}\nStatus: install ok installed\n{rest}")
+        package = name.removeprefix("Package: ")
+        shared = "Multi-Arch: same" in rest
+        (database / "info" / f"{package}{':amd64' if shared else ''}.list").touch()
+    (database / "status").write_text("\n".join(paragraphs))
+
+
 def _download(suite: str, packages: Sequence[str], *, closure: bool) -> list[Path]:
     """The .deb files of the packages, downloaded if need be, in an order in which they can be unpacked."""
     with cache.locked(f"apt-{suite}"):
