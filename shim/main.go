@@ -15,15 +15,18 @@ import (
 	"flox.dev/flox-node/shim/internal/view"
 )
 
-// What becomes another program does so from the process' first thread. From any other one there is a moment in which the
-// process looks as if it had ended, and who enters the container just then fails; and the death signal that containerd
-// set for its runtime would be lost, for it is a thread's.
-func init() { goruntime.LockOSThread() }
-
-func main() {
+// What becomes another program does so from the process' first thread, on which all init functions run. From any other one
+// there is a moment in which the process looks as if it had ended, and who enters the container just then fails; and the
+// death signal that containerd set for its runtime would be lost, for it is a thread's. The launcher does all it does here:
+// to be kept on that thread would cost it a thread more.
+func init() {
 	if launch.Called(os.Args) {
 		os.Exit(launch.Main(os.Args[1:]))
 	}
+	goruntime.LockOSThread()
+}
+
+func main() {
 	arguments := os.Args[1:]
 	if len(arguments) > 0 && arguments[0] == view.HookCommand {
 		if err := view.Mount(arguments[1:], os.Stdin); err != nil {
