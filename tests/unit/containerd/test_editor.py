@@ -256,8 +256,12 @@ Runtime = "/usr/bin/runc"
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_file_that_a_tool_wrote_anew_is_what_it_would_have_written_without_us(last: bool) -> None:
-    """NVIDIA's toolkit serialises the root to add its import: no comments, and a blank line before each table."""
+@pytest.mark.parametrize("first_line", ["\n", ""])
+def test_a_file_that_a_tool_wrote_anew_is_what_it_would_have_written_without_us(last: bool, first_line: str) -> None:
+    """NVIDIA's toolkit serialises the root: no comments, a blank line before each table.
+
+    `containerd config dump` sets one between tables, and none below their parent.
+    """
     tables = {
         "runc": '    runtime_type = "io.containerd.runc.v2"\n\n    [{0}.runc.options]\n      SystemdCgroup = true\n',
         "flox": '    runtime_type = "io.containerd.runc.v2"\n\n    [{0}.flox.options]\n'
@@ -266,8 +270,8 @@ def test_a_file_that_a_tool_wrote_anew_is_what_it_would_have_written_without_us(
     parent = f"{CRI}.containerd.runtimes"
 
     def written(*names: str) -> bytes:
-        each = (f"\n  [{parent}.{name}]\n{tables[name].format(parent)}" for name in names)
-        return (f"version = 2\n\n[{parent}]\n" + "".join(each)).encode()
+        each = "\n".join(f"  [{parent}.{name}]\n{tables[name].format(parent)}" for name in names)
+        return f"version = 2\n\n[{parent}]\n{first_line}{each}".encode()
 
     source = written("runc", "flox") if last else written("flox", "runc")
     assert remove(source, OURS, V1_7).result == written("runc")

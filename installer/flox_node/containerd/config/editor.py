@@ -23,6 +23,7 @@ from flox_node.names import HANDLER, SHIM
 
 _OUR_BINARY = "flox-runtime"
 _BLANK_AT_END = re.compile(r"(?<=\n)[ \t]*\r?\n\Z")
+_PARENT_AT_END = re.compile(r"\.runtimes\][ \t]*\r?\n\Z")
 _STARTS_BLANK = re.compile(r"[ \t]*(?:\r?\n|\Z)")
 _PLACEHOLDER = re.compile(r"\$\{\w+\}|\{\{.*?\}\}")
 _ANNOTATIONS = ["flox.dev/*"]
@@ -339,8 +340,11 @@ def _without_ours(
         text, slot = _cut(document, target)
         if marked is None:
             before, after = block.without_stray_marks(text[:slot], text[slot:], handler.name)
-            if _STARTS_BLANK.match(after):  # a tool that writes the file anew sets a blank line before each table
-                before = _BLANK_AT_END.sub("", before)
+            if blank := _STARTS_BLANK.match(after):  # a tool that wrote the file anew set such a line between tables
+                if _PARENT_AT_END.search(before):
+                    after = after[blank.end() :]
+                else:
+                    before = _BLANK_AT_END.sub("", before)
             text, slot = before + after, len(before)
     else:
         ours = (target, runc) if _runc_is_ours(document, marked, target, runc) else (target,)
