@@ -7,6 +7,7 @@ either is. A neighbour that copies what is in force, as NVIDIA's toolkit does, c
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def kata(node: Node) -> None:
     table = {"runtime_type": "io.containerd.kata.v2"}
     text = block.tables_text({(*path, "containerd", "runtimes", "kata"): table}, "\n")
     node.root.write_text(node.root.read_text() + text)
+
+
+def rewritten(*words: str) -> Act:
+    """Somebody has containerd write its configuration, and puts that into the root: `config default`, `migrate`, ..."""
+
+    def act(node: Node) -> None:
+        command = [releases.program(node.release, "containerd"), "--config", node.root, "config", *words]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        node.root.write_text(text.replace("/etc/containerd/conf.d", f"{node.folder}/conf.d"))
+
+    return act
 
 
 class Story:
@@ -202,3 +214,26 @@ def test_what_we_leave_is_what_was_there(tmp_path: Path, release: str) -> None:
         story.uninstall()
         assert story.ours.files() == before
         shutil.rmtree(tmp_path / str(number))
+
+
+@pytest.mark.parametrize("imports", [True, False])
+@pytest.mark.parametrize(
+    ("release", "words"),
+    [
+        *((release, word) for release in RELEASES for word in ("default", "dump")),
+        *((release, "migrate") for release in RELEASES_2),
+    ],
+)
+def test_a_root_that_containerd_wrote_is_followed_and_left_as_it_would_be_without_us(
+    tmp_path: Path, release: str, words: str, imports: bool
+) -> None:
+    """A dump and a migrated configuration have our handler in them, with every default."""
+    story = Story(tmp_path, release, root(2, imports=imports))
+    story.install()
+    story.both(rewritten(words))
+    story.install()
+    story.uninstall()
+    ours, control = (
+        node.root.read_bytes().replace(f"{node.folder}/".encode(), b"/") for node in (story.ours, story.control)
+    )
+    assert ours == control
