@@ -86,7 +86,8 @@ def rewritten(*words: str) -> Act:
     """Somebody has containerd write its configuration, and puts that into the root: `config default`, `migrate`, ..."""
 
     def act(node: Node) -> None:
-        command = [releases.program(node.release, "containerd"), "--config", node.root, "config", *words]
+        program = releases.program(node.release, "containerd")
+        command = [str(program), "--config", str(node.root), "config", *words]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         node.root.write_text(text.replace("/etc/containerd/conf.d", f"{node.folder}/conf.d"))
 
