@@ -97,6 +97,7 @@ class Life(RuleBasedStateMachine):
         self.stack = contextlib.ExitStack()
         self.release = ""
         self.installed = self.pending = False
+        self.runs = True  # whether what was on disk before what is pending has a CRI
 
     @initialize(release=A_RELEASE, number=st.sampled_from((2, 3)), imports=OFTEN, registered=OFTEN)
     def begin(self, release: str, number: int, imports: bool, registered: bool) -> None:
@@ -282,7 +283,8 @@ class Life(RuleBasedStateMachine):
         assert ours == control
 
     def _others_are_well(self) -> bool:
-        return self._load(self.roots[1]).state == "ok"
+        """Their files, and what runs: nobody can install where others have brought the CRI down."""
+        return self._load(self.roots[1]).state == "ok" and (self.runs or not self.pending)
 
     def _has_place(self) -> bool:
         """Whether the model has a place at all: it refuses where every one would be a mine."""
@@ -299,6 +301,8 @@ class Life(RuleBasedStateMachine):
             run()
 
     def _write(self, path: str, text: Callable[[Path], str], *, restart: bool = True) -> None:
+        if not self.pending:
+            self.runs = self._others_are_well()
         for root in self.roots:
             (root / path).write_text(text(root))
         if restart:

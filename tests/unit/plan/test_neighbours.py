@@ -623,3 +623,23 @@ def test_flatcar_with_a_new_image_is_uninstalled_although_its_handlers_are_other
         assert {**node.tree(), vendor[1:]: before[vendor[1:]]} == before
         install(node.host, payload, SETTINGS, _ignore)
         assert node.containerd.handlers["flox"]["options"].get("SystemdCgroup", False) is False
+
+
+def test_a_node_that_others_brought_down_is_left_alone_until_they_restart_it(
+    any_node: FakeNode, payload: Payload
+) -> None:
+    """Their file is put right already, and nobody has restarted containerd."""
+    node = any_node
+    install(node.host, payload, SETTINGS, _ignore)
+    right = node.config.read_text()
+    _no_default(node.config)
+    node.containerd.read_config()
+    node.containerd.started_at -= 100
+    node.config.write_text(right)
+    before = node.tree()
+    with pytest.raises(OutsideError, match="does not answer"):
+        preview(node.host, payload, SETTINGS)
+    assert (node.tree(), node.containerd.restarts) == (before, 1)
+    node.containerd.read_config()
+    install(node.host, payload, SETTINGS, _ignore)
+    assert not status(node.host, SETTINGS).drift
