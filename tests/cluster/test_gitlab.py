@@ -162,7 +162,7 @@ def test_what_is_not_flox_in_a_pod_is_as_under_runc(cluster: Cluster, applied: C
     classes = {"with-flox": "flox", "with-runc": None}
     here = {"nodeSelector": {"kubernetes.io/hostname": "worker-2"}}
     for name, handler in classes.items():
-        applied(pod_of(Job(name, "", pod={"runtimeClassName": handler, **here})))
+        applied(pod_of(Job(name, "", image=HELPER, pod={"runtimeClassName": handler, **here})))
 
     def seen(name: str) -> dict[str, list[str]]:
         cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s", timeout=70)
