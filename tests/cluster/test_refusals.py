@@ -128,8 +128,9 @@ def _refused(cluster: Cluster, name: str) -> bool:
 
 
 def _deployment(name: str, environment: str, command: tuple[str, ...]) -> Object:
-    template = flox_pod(name, environment, *command)
-    template["metadata"].pop("name")
+    pod = flox_pod(name, environment, *command)
+    labelled = {key: pod["metadata"][key] for key in ("labels", "annotations")}
+    template = {"metadata": labelled, "spec": pod["spec"]}
     spec = {"replicas": 1, "selector": {"matchLabels": {"app": name}}, "template": template}
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
 
