@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$PWD/$1
-KEPT_GO=59
+KEPT_GO=60
 data=$(mktemp -d)
 trap 'rm -rf "$data"' EXIT
 
