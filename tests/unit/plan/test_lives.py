@@ -355,8 +355,10 @@ class Life(RuleBasedStateMachine):
                 "nvidia": NVIDIA,
             }
             cri["containerd"]["default_runtime_name"] = "nvidia"
+            if found.cri.plugin == schema.CRI_RUNTIME:
+                tables.setdefault(schema.CRI_IMAGES, {})  # a dump has the table of every plugin
             return f"version = {found.merged['version']}\n" + block.tables_text(
-                {("plugins", name): values for name, values in tables.items()}, "\n"
+                {("plugins", name): values for name, values in sorted(tables.items())}, "\n"
             )
 
         def followed(root: Path) -> str:
