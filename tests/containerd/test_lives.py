@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from flox_node.payload import Payload
 from tests.bed import releases
@@ -20,7 +18,7 @@ from tests.conftest import FULL
 from tests.containerd.dumps import Dump, dump, version
 from tests.containerd.test_neighbours import is_live, without_us
 from tests.unit.plan.conftest import built
-from tests.unit.plan.test_lives import Life
+from tests.unit.plan.test_lives import Life, run_lives
 
 RELEASES = (*releases.DEFAULT, *(releases.NEWER if FULL else ()))
 LIVES = 100 if FULL else 8
@@ -60,17 +58,4 @@ def payload(tmp_path: Path) -> Payload:
 def test_what_the_model_says_of_a_life_the_containerds_say(payload: Payload, bed: Path) -> None:
     DumpedLife.payload = payload
     DumpedLife.releases = tuple(by_version())
-    run_state_machine_as_test(
-        DumpedLife,
-        settings=settings(
-            max_examples=LIVES,
-            stateful_step_count=8,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=[Phase.generate],
-            report_multiple_bugs=False,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_lives(DumpedLife, LIVES)

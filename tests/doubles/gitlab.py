@@ -14,12 +14,12 @@ import base64
 import email.parser
 import email.policy
 import http.server
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tests.doubles import git_http
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -69,22 +69,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Basic {login}":
             self._answer(401, headers={"WWW-Authenticate": 'Basic realm="GitLab"'})
             return
-        environment = {
-            "PATH": os.environ["PATH"],
-            "GIT_PROJECT_ROOT": str(self.server.folder),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": path,
-            "REQUEST_METHOD": self.command,
-            "QUERY_STRING": query,
-            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-        }
-        done = subprocess.run(["git", "http-backend"], env=environment, input=body, capture_output=True, check=True)
-        head, _, content = done.stdout.partition(b"\r\n\r\n")
-        fields = dict(line.split(": ", 1) for line in head.decode("latin-1").split("\r\n"))
-        self._answer(int(fields.pop("Status", "200").split()[0]), content, headers=fields)
+        status, fields, content = git_http.answer(self, self.server.folder, path, query, body)
+        self._answer(status, content, headers=fields)
 
     def _answer(self, status: int, content: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

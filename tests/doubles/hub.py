@@ -17,7 +17,6 @@ import base64
 import contextlib
 import http.server
 import json
-import os
 import select
 import ssl
 import subprocess
@@ -30,17 +29,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.doubles import git_http
+
 SYSTEM = "x86_64-linux"
 Json = dict[str, Any]
-
-# git as the server needs it: nothing of the machine's or the user's configuration.
-_GIT_ENV = {
-    "PATH": os.environ.get("PATH", os.defpath),
-    "LC_ALL": "C",
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
-
 
 # What an environment holds
 
@@ -233,7 +225,7 @@ class HubData:
         repository = self.repository(owner)
         if not repository.exists():
             repository.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["git", "init", "-q", "--bare", str(repository)], env=_GIT_ENV, check=True)
+            subprocess.run(["git", "init", "-q", "--bare", str(repository)], env=git_http.ENVIRONMENT, check=True)
         when = timestamp if timestamp is not None else int(time.time())
         previous = metadata["history"][-1]["current_generation"] if metadata["history"] else None
         metadata["history"].append(
@@ -258,7 +250,7 @@ class HubData:
 
     def _git(self, owner: str, *arguments: str, input: bytes = b"") -> bytes:
         command = ["git", "--git-dir", str(self.repository(owner)), *arguments]
-        return subprocess.run(command, env=_GIT_ENV, input=input, stdout=subprocess.PIPE, check=True).stdout
+        return subprocess.run(command, env=git_http.ENVIRONMENT, input=input, stdout=subprocess.PIPE, check=True).stdout
 
     @staticmethod
     def _write(path: Path, value: Json) -> None:
@@ -424,27 +416,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._status(200, {"Content-Type": "application/json"}, json.dumps({"items": items}).encode())
 
     def _backend(self, hub: Hub, path: str, query: str, user: str | None, body: bytes) -> None:
-        environment = {
-            **_GIT_ENV,
-            "GIT_PROJECT_ROOT": str(hub.data.folder),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": path,
-            "REQUEST_METHOD": self.command,
-            "QUERY_STRING": query,
-            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-            "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
-            "REMOTE_USER": user or "",
-            "REMOTE_ADDR": "127.0.0.1",
-        }
-        done = subprocess.run(["git", "http-backend"], env=environment, input=body, capture_output=True, check=False)
-        head, _, content = done.stdout.partition(b"\r\n\r\n")
-        if done.returncode or not head:
-            self._status(500)
-            return
-        fields = dict(line.split(": ", 1) for line in head.decode("latin-1").split("\r\n"))
-        status = int(fields.pop("Status", "200").split()[0])
+        status, fields, content = git_http.answer(self, hub.data.folder, path, query, body, user or "")
         self._status(status, fields, content)
 
     def _file(self, path: Path) -> None:

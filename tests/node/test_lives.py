@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
 
 from flox_node.containerd.config.version import ContainerdVersion
 from flox_node.errors import RefusedError
@@ -30,7 +28,7 @@ from tests.conftest import FULL
 from tests.containerd.dumps import Dump, version
 from tests.containerd.test_neighbours import without_us
 from tests.node.tree import tree
-from tests.unit.plan.test_lives import OTHER, TOOLKIT, Life, Told
+from tests.unit.plan.test_lives import OTHER, TOOLKIT, Life, Told, run_lives
 
 RELEASES = ("1.7", "2.1", "2.4")
 LIVES = 3
@@ -220,17 +218,4 @@ def test_sampled_lives(release: str, bed: object) -> None:
     class Beginning(NodeLife):
         releases = (release, *RELEASES)
 
-    run_state_machine_as_test(
-        Beginning,
-        settings=settings(
-            max_examples=LIVES,
-            stateful_step_count=6,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=[Phase.generate],
-            report_multiple_bugs=False,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_lives(Beginning, LIVES, steps=6)

@@ -465,14 +465,13 @@ def _killed_at(entry: int) -> Iterator[Callable[[], bool]]:
         yield lambda: entries >= entry
 
 
-@pytest.mark.timeout(7200)
-def test_a_node_is_what_it_would_be_without_us_plus_our_handler_whatever_comes(payload: Payload) -> None:
-    Life.payload = payload
+def run_lives(machine: type[Life], lives: int, *, steps: int = 8) -> None:
+    """So many random sequences, the same ones at each run."""
     run_state_machine_as_test(
-        Life,
+        machine,
         settings=settings(
-            max_examples=SEQUENCES,
-            stateful_step_count=8,
+            max_examples=lives,
+            stateful_step_count=steps,
             deadline=None,
             database=None,
             derandomize=True,
@@ -482,3 +481,9 @@ def test_a_node_is_what_it_would_be_without_us_plus_our_handler_whatever_comes(p
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@pytest.mark.timeout(7200)
+def test_a_node_is_what_it_would_be_without_us_plus_our_handler_whatever_comes(payload: Payload) -> None:
+    Life.payload = payload
+    run_lives(Life, SEQUENCES)
