@@ -58,17 +58,23 @@ class FloxCluster:
         """flox-node on every node of a cluster while the context lasts. policy: see the constructor."""
         applied = cls(cluster, policy=policy)
         applied.apply()
-        try:
+        with applied.taken_out():
             applied.labelled()
             yield applied
-            cluster.wait_until(lambda: not applied.flox_pods(), 120, "no Flox pod is left")
-            done = applied.command("uninstall", "--purge")
+
+    @contextlib.contextmanager
+    def taken_out(self) -> Iterator[None]:
+        """Uninstalled from every node at the end of the context, once no Flox pod is left."""
+        try:
+            yield
+            self.cluster.wait_until(lambda: not self.flox_pods(), 120, "no Flox pod is left")
+            done = self.command("uninstall", "--purge")
             assert done.returncode == 0, done.stderr
         except BaseException as error:
-            error.add_note(applied.logs())
+            error.add_note(self.logs())
             raise
         finally:
-            applied.remove()
+            self.remove()
 
     def prepare(self, node: Node) -> None:
         """What a node needs of the world: the image, as if pulled, and FloxHub."""

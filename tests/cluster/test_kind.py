@@ -74,15 +74,9 @@ def laptop(cluster: Cluster, tmp_path: Path) -> Generator[Laptop]:
     flox = FloxCluster(cluster)
     made = Laptop(cluster, tmp_path)
     try:
-        yield made
-        cluster.wait_until(lambda: not flox.flox_pods(), 120, "no Flox pod is left")
-        done = flox.command("uninstall", "--purge")
-        assert done.returncode == 0, done.stderr
-    except BaseException as error:
-        error.add_note(flox.logs())
-        raise
+        with flox.taken_out():
+            yield made
     finally:
-        flox.remove()
         for node in cluster.nodes:
             cluster.kubectl("label", "node", node.name, f"{MARK}-")
 
